@@ -1,0 +1,384 @@
+"""The order of an operation: claim, run, renew, complete or release. The only place that knows it.
+
+What each await leaves behind when its task is cancelled, or its process killed:
+
+- while claiming: nothing, or after a kill a record that is an orphan when its lease is over; a cancelled claim is
+  undone (:mod:`asyncidem.stores.base`);
+- between the claim and the handler there is no await;
+- while the handler runs: a record in progress. ``on_cancel`` decides about a cancellation, the lease about a kill;
+- between the handler's end and the completion there is no await;
+- while completing: the completion is repeated in the background; nothing releases any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
+
+from .cache import Cache
+from .errors import (
+    CodecError,
+    CompletionError,
+    FingerprintMismatchError,
+    IdempotencyError,
+    InProgressError,
+    LeaseLostError,
+    ResultUnavailableError,
+    StoreError,
+    StoreUnavailableError,
+)
+from .hooks import Event, EventName, Hook, emit, logger, warn
+from .model import Claimed, Mismatch, Outcome, Record, Replay, State, decide
+from .operation import Operation, Phase, current
+from .options import Options
+from .renewal import Renewer
+from .replay import describe, rebuild
+from .stores.base import Store
+from .waiting import Watches
+
+__all__ = ["Engine"]
+
+
+class Local:
+    """What the operations of one store on one event loop share.
+
+    Args:
+        store: the store.
+        loop: the event loop.
+    """
+
+    def __init__(self, store: Store, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.renewer = Renewer(store.renew, loop)
+        self.watches = Watches(store, loop)
+
+    @classmethod
+    def of(cls, store: Store) -> Local:
+        """Return that of the running loop. Those of loops that have ended are dropped with their first successor."""
+        loop = asyncio.get_running_loop()
+        local = store.companions.get(loop)
+        if local is None:
+            for other in [other for other in store.companions if other.is_closed()]:
+                del store.companions[other]
+            local = store.companions[loop] = cls(store, loop)
+        assert isinstance(local, Local)
+        return local
+
+    async def aclose(self) -> None:
+        """Stop renewing and polling; leave no task behind."""
+        if self.loop is asyncio.get_running_loop():
+            await self.watches.aclose()
+            await self.renewer.aclose()
+
+
+Handler: TypeAlias = Callable[..., Awaitable[Any]]
+
+
+class Engine:
+    """Runs operations against a store.
+
+    Args:
+        store: where records are.
+        hooks: who is told.
+        local_cache: how many completed records are kept in process.
+    """
+
+    def __init__(self, store: Store, hooks: tuple[Hook, ...], local_cache: int) -> None:
+        self.store = store
+        self._hooks = hooks
+        self._cache = Cache(local_cache, store.clock) if local_cache else None
+
+    async def call(self, op: Operation, fn: Handler, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run ``fn`` as ``op``, or return the stored result."""
+        await self.begin(op)
+        if op._phase is Phase.REPLAYED:
+            self._leave(op)
+            return op._result
+        try:
+            result = await fn(*args, **kwargs)
+        except BaseException as error:
+            await self.fail(op, error)
+            raise
+        await self.finish(op, result)
+        return result
+
+    async def begin(self, op: Operation) -> None:
+        """Bring ``op`` to run, or to its replay; raise why it does neither."""
+        if op._phase is not Phase.NEW:
+            raise IdempotencyError(f"the operation {op.key!r} was entered before; make a new one for each call")
+        op._started = time.monotonic()
+        op._outer = current.get()
+        if not op.key:
+            self.tell("ran_unprotected", op, warning=True)
+            self._enter(op, Phase.UNPROTECTED)
+            return
+        self._refuse_nesting(op)
+        if self._cache is not None and (record := self._cache.get(op.key)) is not None:
+            self._judge_cached(op, record)
+            return
+        try:
+            outcome = await self._claim(op)
+        except StoreError as error:
+            self.tell("store_error", op, error)
+            if op._options.on_store_error == "raise" or not isinstance(error, StoreUnavailableError):
+                raise
+            self.tell("ran_unprotected", op, error, warning=True)
+            self._enter(op, Phase.UNPROTECTED)
+            return
+        except InProgressError as error:
+            self.tell("in_progress", op, error)
+            raise
+        if isinstance(outcome, Claimed):
+            self._start(op, outcome)
+        elif isinstance(outcome, Replay):
+            if self._cache is not None:
+                self._cache.put(outcome.record)
+            self._replay(op, outcome.record, "store")
+        else:
+            raise self._mismatch(op, outcome)
+
+    async def finish(self, op: Operation, result: Any) -> None:
+        """Store the result of a handler that returned; raise what its caller must know instead of it."""
+        phase = op._phase
+        self._leave(op)
+        if phase is Phase.REPLAYED and not op._looked:
+            raise IdempotencyError(
+                f"the block of the operation {op.key!r} ran again for a replay; return op.result if op.replayed"
+            )
+        if phase is not Phase.RUNNING:
+            return
+        refused: CodecError | None = None
+        data: str | None = None
+        try:
+            data = op._options.codec.encode(result)
+        except CodecError as error:
+            refused = error
+        except Exception as error:  # noqa: BLE001 - a codec of the user's may raise anything: whatever it is, there is no text
+            refused = CodecError(f"the codec failed to encode the result: {error!r}")
+            refused.__cause__ = error
+        if refused is None:
+            await self._complete(op, data, None, None, result)
+            return
+        refused.result = result
+        self.tell("result_unavailable", op, refused)
+        await self._complete(op, None, "unavailable", None, result, refused)
+        raise refused
+
+    async def fail(self, op: Operation, error: BaseException) -> None:
+        """Settle the claim of a handler that raised ``error``, which the caller raises when this returns."""
+        phase = op._phase
+        self._leave(op)
+        if phase is not Phase.RUNNING:
+            return
+        if isinstance(error, GeneratorExit):
+            self._ended(op, None)  # a closed coroutine cannot await: its record is an orphan when the lease is over
+            return
+        options = op._options
+        if op._lost is not None:
+            self._ended(op, None)
+            if isinstance(error, asyncio.CancelledError) and self._cancelled_by_others(op):
+                return
+            raise LeaseLostError(op.key, str(op._lost)) from error
+        if isinstance(error, options.replay_exceptions):
+            await self._complete(op, None, "exception", describe(error), None, error)
+        elif _choice(options, error) == "release":
+            await self._release(op)
+        else:
+            self._ended(op, None)
+
+    def tell(
+        self, name: EventName, op: Operation, error: BaseException | None = None, *, warning: bool = False, **more: Any
+    ) -> None:
+        """Give an event of ``op`` to the hooks, and to the log if it is a warning."""
+        if not self._hooks and not warning:
+            return
+        event = Event(
+            name=name,
+            key=op.key,
+            operation=op.name,
+            attempt=op.attempt,
+            elapsed=time.monotonic() - op._started,
+            error=error,
+            **more,
+        )
+        if warning:
+            warn(event)
+        emit(self._hooks, event)
+
+    # -- begin ----------------------------------------------------------------------------------------------------------
+
+    def _refuse_nesting(self, op: Operation) -> None:
+        outer = op._outer
+        while outer is not None:
+            if outer.key == op.key and outer._phase is Phase.RUNNING and outer._engine.store is self.store:
+                claim = outer._claim
+                left = 0.0 if claim is None else max(0.0, claim._deadline - self.store.clock())
+                raise InProgressError(
+                    op.key, left, f"the operation {op.key!r} is called inside itself: it would wait for its own end"
+                )
+            outer = outer._outer
+
+    async def _claim(self, op: Operation) -> Claimed | Replay | Mismatch:
+        options, key, fingerprint = op._options, op.key, op._fingerprint
+        aged = self._cache is not None
+        if options.wait is None:
+            outcome = await self.store.acquire(key, options.lease_ms, options.ttl_ms, fingerprint, aged=aged)
+            if isinstance(outcome, Claimed | Replay | Mismatch):
+                return outcome
+            raise InProgressError(key, outcome.retry_after)
+        settled, waited = await Local.of(self.store).watches.acquire(
+            key,
+            fingerprint,
+            options.wait,
+            lambda: self.store.acquire(key, options.lease_ms, options.ttl_ms, fingerprint, aged=aged),
+        )
+        if waited:
+            self.tell("waited", op)
+        return settled
+
+    def _start(self, op: Operation, claim: Claimed) -> None:
+        op._claim = claim
+        local = op._local = Local.of(self.store)
+        try:
+            self.tell("claimed" if claim.attempt == 1 else "taken_over", op)
+        except BaseException:  # a hook was interrupted: nobody will end this operation, so nothing may wait for its end
+            local.watches.ended(op.key, None, free=False)
+            raise
+        if op._options.renew:
+            local.renewer.hold(claim, op)
+        self._enter(op, Phase.RUNNING)
+
+    def _judge_cached(self, op: Operation, record: Record) -> None:
+        decision = decide(record, None, owner=None, fingerprint=op._fingerprint, now_ms=0, aged=False)
+        if isinstance(decision, Mismatch):
+            raise self._mismatch(op, decision)
+        self._replay(op, record, "local_cache")
+
+    def _replay(self, op: Operation, record: Record, source: str) -> None:
+        options = op._options
+        op._record = record
+        if record.outcome == "exception":
+            self.tell("replayed", op, source=source)
+            raise rebuild(record.error, options.replay_exceptions, op.key)
+        if record.outcome is not None or record.data is None:
+            error = ResultUnavailableError(op.key, record.outcome or "unavailable")
+            self.tell("result_unavailable", op, error)
+            raise error
+        try:
+            result = options.codec.decode(record.data, op._annotation)
+        except CodecError:
+            raise
+        except Exception as error:  # a codec of the user's may raise anything: the stored text is not for it
+            raise CodecError(f"the codec failed to decode the stored result: {error!r}") from error
+        if options.map_replay is not None:
+            result = options.map_replay(result, record)
+        op._result, op._replayed = result, True
+        self.tell("replayed", op, source=source)
+        self._enter(op, Phase.REPLAYED)
+
+    def _mismatch(self, op: Operation, mismatch: Mismatch) -> FingerprintMismatchError:
+        op._record = mismatch.record
+        error = FingerprintMismatchError(op.key)
+        self.tell("mismatch", op, error)
+        return error
+
+    def _enter(self, op: Operation, phase: Phase) -> None:
+        op._phase = phase
+        op._task = asyncio.current_task()
+        op._cancelling = 0 if op._task is None else op._task.cancelling()
+        current.set(op)
+
+    # -- finish and fail ------------------------------------------------------------------------------------------------
+
+    def _leave(self, op: Operation) -> None:
+        """End ``op``: from here on nothing renews its claim, and no loss cancels its task."""
+        if op._phase in (Phase.NEW, Phase.ENDED):
+            raise IdempotencyError(f"the operation {op.key!r} is {op._phase.value}, not running")
+        op._phase = Phase.ENDED
+        if op._claim is not None and op._local is not None:
+            op._local.renewer.drop(op._claim)
+        if op._lost is not None and op._task is not None:
+            op._task.uncancel()  # the cancellation was ours, and ends here
+        current.set(op._outer)
+
+    def _ended(self, op: Operation, record: Record | None, *, free: bool = False) -> None:
+        if op._local is not None:
+            op._local.watches.ended(op.key, record, free=free)
+
+    def _cancelled_by_others(self, op: Operation) -> bool:
+        return op._task is not None and op._task.cancelling() > op._cancelling
+
+    async def _complete(
+        self,
+        op: Operation,
+        data: str | None,
+        outcome: Outcome | None,
+        error: str | None,
+        result: Any,
+        instead: Exception | None = None,
+    ) -> None:
+        """Record the end; ``instead`` is what the caller is about to raise."""
+        claim = op._claim
+        assert claim is not None
+        record: Record | None = None
+        try:
+            await self.store.finish(claim, data, op._options.ttl_ms, outcome, error)
+            ttl_ms = max(op._options.ttl_ms, 1000)
+            record = Record(
+                op.key,
+                State.COMPLETED,
+                claim.owner,
+                claim.attempt,
+                data,
+                claim._fingerprint,
+                outcome,
+                ttl_ms / 1000,
+                error,
+            )
+        except LeaseLostError as lost:
+            if op._lost is None:
+                self.tell("lease_lost", op, lost, warning=True)
+            lost.result = result
+            raise lost from instead
+        except StoreError as trouble:
+            self.tell("completion_failed", op, trouble, warning=True)
+            if op._options.on_completion_error == "raise" and not isinstance(instead, CodecError):
+                raise CompletionError(op.key, result) from trouble
+        finally:
+            self._ended(op, record)
+        if record is not None:
+            if self._cache is not None:
+                self._cache.put(record)
+            self.tell("completed", op)
+
+    async def _release(self, op: Operation) -> None:
+        assert op._claim is not None
+        free = False
+        try:
+            await self.store.release(op._claim)
+            free = True
+        except StoreError as trouble:  # the handler's own exception says more; the lease frees the key
+            self.tell("release_failed", op, trouble, warning=True)
+        finally:
+            self._ended(op, None, free=free)
+        if free:
+            self.tell("released", op)
+
+
+def _choice(options: Options, error: BaseException) -> str:
+    """Say what becomes of the key of a handler that raised ``error``: ``"release"`` or ``"keep"``."""
+    if not isinstance(error, Exception):
+        return options.on_cancel
+    if not callable(options.on_failure):
+        return options.on_failure
+    try:
+        choice = options.on_failure(error)
+    except Exception:  # noqa: BLE001 - the user's function: it must not hide what the handler raised
+        logger.exception("on_failure_failed")
+        return "keep"
+    if choice not in ("release", "keep"):
+        logger.error("on_failure_failed", extra={"returned": repr(choice)})
+        return "keep"  # of the two it is the one that cannot run an effect twice
+    return choice

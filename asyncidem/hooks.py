@@ -1,0 +1,92 @@
+"""Events: what happened to an operation, told to hooks as it happens.
+
+A hook is called synchronously, on the event loop, between the steps of an operation: it must be quick and must not
+block. Whatever it raises is logged and goes no further: telemetry never breaks a payment.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from .keys import digest
+
+__all__ = ["Event", "EventName", "Hook", "emit", "logger", "warn"]
+
+logger = logging.getLogger("asyncidem")
+
+EventName = Literal[
+    "claimed",
+    "replayed",
+    "in_progress",
+    "waited",
+    "mismatch",
+    "completed",
+    "released",
+    "taken_over",
+    "renewed",
+    "lease_lost",
+    "ran_unprotected",
+    "completion_failed",
+    "release_failed",
+    "result_unavailable",
+    "store_error",
+]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """One thing that happened to one operation.
+
+    Attributes:
+        name: what happened.
+        key: the idempotency key, as ``store.get`` accepts it. It may name a person: mind where you send it.
+        operation: the label of the operation (the decorated function's name, or ``name=``); None if it has none.
+        attempt: 1, or more after a takeover; None where no record was seen.
+        elapsed: seconds since the operation began.
+        error: the exception that goes with the event, if there is one.
+        source: for ``replayed``, where the result came from: ``"store"`` or ``"local_cache"``.
+    """
+
+    name: EventName
+    key: str
+    operation: str | None = None
+    attempt: int | None = None
+    elapsed: float = 0.0
+    error: BaseException | None = None
+    source: Literal["store", "local_cache"] | None = None
+
+
+class Hook(Protocol):
+    """Anything that can be called with one :class:`Event`."""
+
+    def __call__(self, event: Event, /) -> object:
+        """Take note of ``event``."""
+        ...
+
+
+def emit(hooks: Iterable[Hook], event: Event) -> None:
+    """Give ``event`` to each hook; one that raises is logged and does not keep it from the others."""
+    for hook in hooks:
+        try:
+            hook(event)
+        except Exception:  # a hook is the user's telemetry: its failure must not change what the operation does
+            logger.exception("hook_failed", extra={"event": event.name, "key_digest": digest(event.key)})
+
+
+def warn(event: Event) -> None:
+    """Log ``event`` as a warning: its name is the message, the key appears only as a digest, payloads never."""
+    error, cause = event.error, event.error.__cause__ if event.error is not None else None
+    logger.warning(
+        event.name,
+        extra={
+            "operation": event.operation,
+            "key_digest": digest(event.key),
+            "attempt": event.attempt,
+            # Only the classes: messages name keys, and a traceback's may hold anything.
+            "error": type(error).__name__ if error is not None else None,
+            "cause": type(cause).__name__ if cause is not None else None,
+        },
+    )

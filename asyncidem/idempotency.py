@@ -1,0 +1,490 @@
+"""The object that users configure: decorator, context manager and call form over one store."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import warnings
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from typing import Any, Final, Literal, ParamSpec, Protocol, TypeAlias, TypeVar, TypeVarTuple, Unpack, final, overload
+
+from .codecs import UNRESOLVED, Codec, JSONCodec, return_annotation
+from .durations import Duration
+from .engine import Engine
+from .errors import ConfigurationError, MissingKeyError
+from .hooks import Hook
+from .keys import canonical, check_key, digest, fingerprint, key_text, qualify
+from .model import Record
+from .operation import Operation
+from .options import Options, Overrides
+from .stores.base import Store
+
+__all__ = ["Idempotency"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+Ts = TypeVarTuple("Ts")
+
+Selector: TypeAlias = str | Sequence[str] | Callable[..., Any]
+"""One parameter name, several, or a callable of the same arguments."""
+
+MAX_LOCAL_CACHE: Final = 10_000_000
+
+
+class Decorator(Protocol):
+    """Keeps the signature of the coroutine function that it wraps."""
+
+    def __call__(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> Callable[P, Coroutine[Any, Any, R]]:
+        """Return the protected function."""
+        ...
+
+
+@final
+class Idempotency:
+    """Makes operations safe to retry: one idempotency key, one effect, one stored result.
+
+    Immutable; every option but ``namespace``, ``local_cache``, ``fingerprint_secret`` and ``hooks`` can be overridden
+    per decorator, operation or run. Times are seconds or ``timedelta``.
+
+    Args:
+        store: where records are kept.
+        namespace: put before every key, so that services can share a store.
+        lease: how long an owner may be silent before others may take over; renewed at a third of it.
+        ttl: how long a record lives, counted anew at completion.
+        wait: None raises ``InProgressError`` at once for a duplicate of a running call; else it waits that long for
+            the result, and takes over itself if the owner fails or dies.
+        renew: whether the lease is renewed while the handler runs.
+        on_failure: the handler raised: ``"release"`` lets the next call run at once, ``"keep"`` only after the lease,
+            with ``attempt`` one higher; or a function of the exception that returns one of the two.
+        on_cancel: the handler was cancelled while it ran: ``"keep"``, because its effect may have happened, or
+            ``"release"``. A call that is cancelled before its handler started is always released.
+        on_store_error: the store is down before the effect: ``"raise"``, nothing ran, or ``"run"`` unprotected.
+        on_completion_error: the store is down after the effect: ``"return"`` the value, or ``"raise"``
+            ``CompletionError``. The completion is repeated in the background in both cases.
+        missing_key: the key is None, empty, or an empty container: ``"raise"``, or ``"run"`` unprotected.
+        replay_exceptions: classes of exceptions that are results: stored, and raised again on replay.
+        codec: how results become text.
+        local_cache: how many completed results are kept in process; a replay from it costs no command, and does not
+            see a record that was deleted meanwhile.
+        map_replay: called with ``(result, record)`` at every replay; the caller gets what it returns.
+        fingerprint_secret: makes fingerprints HMACs: the digest of a card number alone can be guessed.
+        hooks: called with every :class:`~asyncidem.hooks.Event`.
+
+    Raises:
+        ConfigurationError: an option cannot work.
+    """
+
+    __slots__ = ("_engine", "_functions", "_hooks", "_namespace", "_options", "_secret")
+
+    _engine: Engine
+    _functions: dict[str, Any]
+    _hooks: tuple[Hook, ...]
+    _namespace: str
+    _options: Options
+    _secret: bytes | None
+
+    def __init__(
+        self,
+        store: Store,
+        *,
+        namespace: str = "",
+        lease: Duration = 30,
+        ttl: Duration = 86_400,
+        wait: Duration | None = None,
+        renew: bool = True,
+        on_failure: Literal["release", "keep"] | Callable[[Exception], Literal["release", "keep"]] = "release",
+        on_cancel: Literal["release", "keep"] = "keep",
+        on_store_error: Literal["raise", "run"] = "raise",
+        on_completion_error: Literal["return", "raise"] = "return",
+        missing_key: Literal["raise", "run"] = "raise",
+        replay_exceptions: type[Exception] | tuple[type[Exception], ...] = (),
+        codec: Codec = JSONCodec(),  # noqa: B008 - it has no state
+        local_cache: int = 0,
+        map_replay: Callable[[Any, Record], Any] | None = None,
+        fingerprint_secret: str | bytes | None = None,
+        hooks: Sequence[Hook] = (),
+    ) -> None:
+        if not isinstance(store, Store):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without a type checker
+            raise ConfigurationError(f"store must be a Store such as MemoryStore(), not {store!r}")
+        if not isinstance(namespace, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError(f"namespace must be text, not {namespace!r}")
+        if isinstance(local_cache, bool) or not isinstance(local_cache, int) or not 0 <= local_cache <= MAX_LOCAL_CACHE:
+            raise ConfigurationError(
+                f"local_cache must be a whole number from 0 to {MAX_LOCAL_CACHE}, not {local_cache!r}"
+            )
+        hooks = tuple(hooks)
+        for hook in hooks:
+            if not callable(hook) or inspect.iscoroutinefunction(hook):
+                raise ConfigurationError(f"a hook must be a plain function of one event, not {hook!r}")
+        options = Options.of(
+            lease=lease,
+            ttl=ttl,
+            wait=wait,
+            renew=renew,
+            on_failure=on_failure,
+            on_cancel=on_cancel,
+            on_store_error=on_store_error,
+            on_completion_error=on_completion_error,
+            missing_key=missing_key,
+            replay_exceptions=replay_exceptions,
+            codec=codec,
+            map_replay=map_replay,
+        )
+        put = functools.partial(object.__setattr__, self)
+        put("_engine", Engine(store, hooks, local_cache))
+        put("_functions", {})
+        put("_hooks", hooks)
+        put("_namespace", namespace)
+        put("_options", options)
+        put("_secret", _secret(fingerprint_secret))
+
+    def __setattr__(self, name: str, value: object) -> None:
+        """Refuse: operations that run share it."""
+        raise AttributeError(f"an Idempotency is immutable; make another one, or override {name!r} where it is used")
+
+    def __delattr__(self, name: str) -> None:
+        """Refuse, as ``__setattr__`` does."""
+        raise AttributeError(f"an Idempotency is immutable; {name!r} stays")
+
+    @property
+    def store(self) -> Store:
+        """Where records are kept."""
+        return self._engine.store
+
+    @property
+    def namespace(self) -> str:
+        """What is put before every key."""
+        return self._namespace
+
+    @overload
+    def idempotent(self, fn: Callable[P, Coroutine[Any, Any, R]], /) -> Callable[P, Coroutine[Any, Any, R]]: ...
+
+    @overload
+    def idempotent(
+        self,
+        *,
+        key: Selector | None = None,
+        payload: Selector | None = None,
+        name: str | None = None,
+        **options: Unpack[Overrides],
+    ) -> Decorator: ...
+
+    def idempotent(  # type: ignore[misc]  # mypy does not see that the overloads share their options
+        self,
+        fn: Callable[..., Any] | None = None,
+        /,
+        *,
+        key: Selector | None = None,
+        payload: Selector | None = None,
+        name: str | None = None,
+        **options: Unpack[Overrides],
+    ) -> Any:
+        """Protect a coroutine function; its signature stays what it is.
+
+        ::
+
+            @idem.idempotent(key="order_id", payload="amount")
+            async def charge(order_id: str, amount: int) -> dict[str, str]: ...
+
+        Args:
+            fn: the function, where the decorator is used without arguments.
+            key: the parameter whose value is the key, several of them, or a callable of the same arguments. Without
+                it the key is a digest of all arguments.
+            payload: what is fingerprinted, chosen likewise: the same key with another payload is refused.
+            name: stands for module and qualified name in the key and in events, so that renaming changes no keys.
+            **options: overrides.
+
+        Raises:
+            ConfigurationError: not a coroutine function, a parameter that does not exist, a method without ``key``,
+                a return annotation that the codec cannot hold, or an option that cannot work.
+        """
+        checked = self._options.override(options)
+        if fn is not None:
+            return self._protect(fn, key, payload, name, checked)
+        return functools.partial(self._protect, key=key, payload=payload, name=name, options=checked)
+
+    def operation(
+        self, key: str | None, *, payload: object = None, name: str | None = None, **options: Unpack[Overrides]
+    ) -> Operation:
+        """Return an operation for ``async with``.
+
+        ::
+
+            async with idem.operation("order:42", payload=order) as op:
+                if op.replayed:
+                    return op.result
+                return op.set_result(await charge_card(order))
+
+        Args:
+            key: the idempotency key, used as it is given, in the key space of ``run``.
+            payload: what is fingerprinted; None for nothing.
+            name: a label in events.
+            **options: overrides.
+
+        Raises:
+            MissingKeyError: the key is None or empty, with ``missing_key="raise"``.
+            InvalidKeyError: the key is not text, or the payload has no canonical text.
+            ConfigurationError: an option cannot work.
+        """
+        return self._operation(key, payload, name, Any, self._options.override(options))
+
+    async def run(
+        self,
+        key: str | None,
+        fn: Callable[[*Ts], Awaitable[R]],
+        /,
+        *args: *Ts,
+        payload: object = None,
+        name: str | None = None,
+        **options: Unpack[Overrides],
+    ) -> R:
+        """Call ``fn(*args)`` at most once for ``key``, and return its result, or the stored one.
+
+        Args:
+            key: the idempotency key, used as it is given, in the key space of ``operation``.
+            fn: a coroutine function, or anything that returns an awaitable.
+            *args: its positional arguments.
+            payload: what is fingerprinted; None for nothing.
+            name: a label in events; by default the function's name.
+            **options: overrides.
+
+        Raises:
+            ConfigurationError: ``fn`` is a plain function, or an option cannot work.
+            IdempotencyError: whatever ``async with`` on an operation raises.
+        """
+        checked = self._options.override(options)
+        _refuse_uncallable(fn)
+        annotation = _annotation_for(fn, checked)
+        op = self._operation(key, payload, name or getattr(fn, "__qualname__", None), annotation, checked)
+        result: R = await self._engine.call(op, _awaitable_of(fn), args, {})
+        return result
+
+    def key_for(self, fn: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> str:
+        """Return the key that a call of a decorated function has, as ``store.get`` accepts it.
+
+        Raises:
+            ConfigurationError: ``fn`` was not decorated by this object.
+            MissingKeyError: these arguments give no key.
+            InvalidKeyError: the key, or an argument in it, has no canonical text.
+        """
+        protected = getattr(fn, "__asyncidem__", None)
+        if not isinstance(protected, Protected) or protected.owner is not self:
+            raise ConfigurationError(f"{fn!r} was not decorated by this Idempotency")
+        key = protected.key(args, kwargs)
+        if not key:
+            raise MissingKeyError(f"the arguments of {protected.label} give no key: it is None or empty")
+        return key
+
+    def _operation(
+        self, key: object, payload: object, name: str | None, annotation: Any, options: Options
+    ) -> Operation:
+        if key_text(key) is None:
+            if options.missing_key == "raise":
+                raise MissingKeyError(f"the idempotency key is {key!r}; give one, or allow missing_key='run'")
+            full = ""
+        else:
+            full = qualify(self._namespace, check_key(key))
+        return Operation(self._engine, full, name, self._fingerprint(payload), annotation, options)
+
+    def _fingerprint(self, payload: object) -> str | None:
+        return None if payload is None else fingerprint(payload, self._secret)
+
+    def _protect(
+        self,
+        fn: Callable[..., Any],
+        key: Selector | None,
+        payload: Selector | None,
+        name: str | None,
+        options: Options,
+    ) -> Callable[..., Any]:
+        protected = Protected(self, fn, key, payload, name, options)
+        label = protected.label
+        code = getattr(fn, "__code__", fn)
+        if self._functions.setdefault(label, fn) is not fn:
+            kind = "closure of one factory" if getattr(self._functions[label], "__code__", None) is code else "function"
+            warnings.warn(
+                f"a second {kind} is protected under the name {label!r}: equal keys of the two replay each other's "
+                f"results; give each its own name=",
+                UserWarning,
+                stacklevel=3,
+            )
+        engine, call = self._engine, self._engine.call
+
+        @functools.wraps(fn)
+        async def protect(*args: Any, **kwargs: Any) -> Any:
+            return await call(protected.operation(engine, args, kwargs), fn, args, kwargs)
+
+        protect.__asyncidem__ = protected  # type: ignore[attr-defined]  # where key_for finds it
+        return protect
+
+
+class Protected:
+    """How the calls of one decorated function become operations.
+
+    Args:
+        owner: whose function it is.
+        fn: the function.
+        key: chooses the key.
+        payload: chooses the payload.
+        name: stands for the function's name.
+        options: checked options.
+    """
+
+    def __init__(
+        self,
+        owner: Idempotency,
+        fn: Callable[..., Any],
+        key: Selector | None,
+        payload: Selector | None,
+        name: str | None,
+        options: Options,
+    ) -> None:
+        _refuse_undecorable(fn)
+        self.owner = owner
+        if name is not None and (not isinstance(name, str) or not name):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError(f"name must be text, not {name!r}")
+        self.label: str = name or f"{fn.__module__}.{fn.__qualname__}"
+        self._fn = fn
+        self._options = options
+        self._signature = inspect.signature(fn)
+        if key is None:
+            _refuse_method(fn, self._signature)
+        self._scope = qualify(owner.namespace, qualify(self.label, ""))
+        self._key = None if key is None else _selector("key", key, self._signature)
+        self._payload = None if payload is None else _selector("payload", payload, self._signature)
+        self._several = key is not None and not isinstance(key, str) and not callable(key)
+        self._annotation = return_annotation(fn)
+        options.codec.check(self._annotation)
+
+    def key(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        """Return the full key of a call; empty if it is missing."""
+        if self._key is None:
+            bound = self._signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            return self._scope + digest(canonical(bound.arguments))
+        value = self._key(args, kwargs)
+        if self._several and any(key_text(part) is None for part in value):
+            return ""
+        text = key_text(value)
+        return "" if text is None else self._scope + check_key(text)
+
+    def operation(self, engine: Engine, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation:
+        """Return the operation of a call.
+
+        Raises:
+            MissingKeyError: the arguments give no key.
+            InvalidKeyError: the key or the payload has no canonical text.
+            ConfigurationError: the return annotation still names what does not exist.
+        """
+        if self._annotation is UNRESOLVED:
+            self._annotation = _annotation_for(self._fn, self._options)
+        key = self.key(args, kwargs)
+        if not key and self._options.missing_key == "raise":
+            raise MissingKeyError(f"the arguments of {self.label} give no key: it is None or empty")
+        payload = None if self._payload is None else self._payload(args, kwargs)
+        mark = None if self._payload is None else fingerprint(payload, self.owner._secret)
+        return Operation(engine, key, self.label, mark, self._annotation, self._options)
+
+
+def _annotation_for(fn: Callable[..., Any], options: Options) -> Any:
+    """Return the return annotation of a function that is about to be called, checked by its codec."""
+    annotation = return_annotation(fn)
+    options.codec.check(annotation)
+    if annotation is UNRESOLVED and options.codec.needs_annotation:
+        name = getattr(fn, "__qualname__", repr(fn))
+        raise ConfigurationError(
+            f"the return annotation of {name} names what does not exist where it is defined; name the type in the "
+            f"codec, such as PydanticCodec(Model)"
+        )
+    return annotation
+
+
+def _refuse_undecorable(fn: Any) -> None:
+    if type(fn) in (staticmethod, classmethod):
+        raise ConfigurationError(f"put @idempotent below @{type(fn).__name__}, next to the function {fn!r}")
+    if inspect.isasyncgenfunction(fn):
+        raise ConfigurationError(f"{fn!r} is an async generator: it has no single result to store")
+    if not inspect.iscoroutinefunction(fn):
+        raise ConfigurationError(f"{fn!r} is not a coroutine function; define it with async def")
+    if not hasattr(fn, "__qualname__"):
+        raise ConfigurationError(f"{fn!r} has no name to make keys of; decorate the function itself")
+
+
+def _refuse_method(fn: Any, signature: inspect.Signature) -> None:
+    """Refuse a method without ``key``: two instances may be two tenants, and a digest cannot tell them apart."""
+    owner = fn.__qualname__.rpartition(".")[0]
+    first = next(iter(signature.parameters), "")
+    if inspect.ismethod(fn) or first in ("self", "cls") or (owner and not owner.endswith("<locals>")):
+        raise ConfigurationError(f"{fn.__qualname__} is a method: say with key= what tells one call from another")
+
+
+def _refuse_uncallable(fn: Any) -> None:
+    if not callable(fn):
+        raise ConfigurationError(f"run takes a coroutine function and its arguments, not {fn!r}")
+    plain = inspect.isfunction(fn) and fn.__name__ != "<lambda>" and not inspect.iscoroutinefunction(fn)
+    if plain or isinstance(fn, type) or inspect.isasyncgenfunction(fn):
+        raise ConfigurationError(f"{fn!r} is not a coroutine function; define it with async def")
+
+
+def _awaitable_of(fn: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
+    if inspect.iscoroutinefunction(fn):
+        return fn
+
+    async def call(*args: Any) -> Any:
+        awaitable = fn(*args)
+        if not inspect.isawaitable(awaitable):
+            raise ConfigurationError(f"{fn!r} returned {type(awaitable).__name__}, not an awaitable; use async def")
+        return await awaitable
+
+    return call
+
+
+def _selector(
+    option: str, chosen: Selector, signature: inspect.Signature
+) -> Callable[[tuple[Any, ...], dict[str, Any]], Any]:
+    """Return a function of a call's arguments that gives what was chosen of them."""
+    if isinstance(chosen, str):
+        return _parameter(option, chosen, signature)
+    if callable(chosen):
+        if inspect.iscoroutinefunction(chosen):
+            raise ConfigurationError(f"{option} must be a plain function, not the coroutine function {chosen!r}")
+        return lambda args, kwargs: chosen(*args, **kwargs)
+    if not isinstance(chosen, list | tuple) or not chosen:
+        raise ConfigurationError(
+            f"{option} must be parameter names or a callable of the same arguments, not {chosen!r}"
+        )
+    parts = [_parameter(option, name, signature) for name in chosen]
+    return lambda args, kwargs: [part(args, kwargs) for part in parts]
+
+
+def _parameter(
+    option: str, name: Any, signature: inspect.Signature
+) -> Callable[[tuple[Any, ...], dict[str, Any]], Any]:
+    """Return a function that finds one parameter's value without binding all of them, where its place is fixed."""
+    parameters = signature.parameters
+    if name not in parameters:
+        names = ", ".join(parameters) or "none"
+        raise ConfigurationError(f"{option}={name!r} names no parameter; there are: {names}")
+    parameter = parameters[name]
+    place = list(parameters).index(name)
+    positional = parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+    keyword = parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
+
+    def find(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if keyword and name in kwargs and not (positional and place < len(args)):
+            return kwargs[name]
+        if positional and place < len(args):
+            return args[place]
+        bound = signature.bind(*args, **kwargs)  # a default, *args or **kwargs; or the call's own TypeError
+        bound.apply_defaults()
+        return bound.arguments[name]
+
+    return find
+
+
+def _secret(secret: Any) -> bytes | None:
+    if secret is None or (isinstance(secret, bytes) and secret):
+        return secret
+    if isinstance(secret, str) and secret:
+        return secret.encode()
+    raise ConfigurationError("fingerprint_secret must be text or bytes, and not empty")

@@ -1,0 +1,424 @@
+"""The law: what a record says, and what a worker may do about it. No await, no clock, no Redis.
+
+The record
+----------
+One string per key, JSON, readable with ``redis-cli`` and by Powertools for AWS Lambda (Python), whose format it
+extends::
+
+    {"owner": "<32 hex>", "status": "INPROGRESS", "expiration": <unix s>, "in_progress_expiration": <unix ms>,
+     "validation": "<fingerprint>", "lease": <ms>, "ttl": <ms>, "attempt": 1}
+    {"owner": "<32 hex>", "status": "COMPLETED", "data": "<the encoded result>", "expiration": <unix s>,
+     "validation": "<fingerprint>"}
+
+The owner token comes first and the status second, always: the bytes up to there are the *fence* that stores compare.
+``validation`` is there only with a fingerprint; ``attempt`` on a completed record only above 1. Completed without a
+replayable result: ``"outcome"`` is ``"exception"`` (the exception is in ``"error"``), ``"unavailable"`` or
+``"too_large"``, and ``"data"`` is ``"!"``, which a Powertools reader fails on instead of taking it for a success.
+
+A record in progress lives ``ttl`` = max(ttl, lease, 1 s), so that an orphan stays visible. The two timestamps are for
+Powertools peers. Our own decisions use ``lease``, ``ttl`` and the milliseconds that the store says the record has
+left: ``ttl - left`` have passed since the record was written, and no client's clock is asked.
+
+A record without our attributes is a peer's. Without ``in_progress_expiration`` it is in progress until it expires; with
+one it is over when ``expiration * 1000 - left``, which is the server's now on the writer's clock, has passed it.
+
+A value that is no record (not JSON, no object, ``{}``, empty) is an orphan. An object whose status is not known is a
+:class:`~asyncidem.errors.StoreError`: an older worker must not run again what a newer one recorded.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from enum import StrEnum
+from json.encoder import encode_basestring_ascii as quote
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast
+
+from .errors import ConfigurationError, StoreError
+
+__all__ = [
+    "LEFT_UNKNOWN",
+    "Attributes",
+    "Claimed",
+    "Decision",
+    "InProgress",
+    "Mismatch",
+    "Orphan",
+    "Outcome",
+    "Own",
+    "Record",
+    "RecordFormat",
+    "Replay",
+    "State",
+    "Stored",
+    "Swap",
+    "Unaged",
+    "decide",
+    "matches",
+    "owner_of",
+]
+
+LEFT_UNKNOWN: Final = -1
+"""``left_ms`` of a store that cannot tell how long a value has left."""
+
+MIN_TTL_MS: Final = 1000
+"""Powertools' expiries are whole seconds, and 0 is an error to Redis: no record lives for less."""
+
+MAX_TIME: Final = 2**63
+
+NO_DATA: Final = "!"
+
+Outcome: TypeAlias = Literal["exception", "unavailable", "too_large"]
+
+
+class State(StrEnum):
+    """The two states of a record."""
+
+    INPROGRESS = "INPROGRESS"
+    COMPLETED = "COMPLETED"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What a store holds under an idempotency key.
+
+    Attributes:
+        key: the idempotency key, as it was given.
+        state: in progress or completed.
+        owner: the token of the claim that wrote it; None on a record of Powertools.
+        attempt: 1, or more where an earlier attempt's outcome is unknown.
+        data: the encoded result; None while in progress and where it was not stored.
+        fingerprint: of the payload; None where none was given.
+        outcome: None, or why a completed record has no result to replay.
+        expires_in: seconds until the record expires; None if it never does or the store was not asked.
+        error: JSON text that describes the exception of the outcome ``"exception"``.
+    """
+
+    key: str
+    state: State
+    owner: str | None
+    attempt: int
+    data: str | None = field(repr=False)
+    fingerprint: str | None
+    outcome: str | None
+    expires_in: float | None
+    error: str | None = field(default=None, repr=False)
+    lease_ms: int | None = field(default=None, repr=False)
+    ttl_ms: int | None = field(default=None, repr=False)
+    expiration: float | None = field(default=None, repr=False)
+    in_progress_expiration: float | None = field(default=None, repr=False)
+
+
+class Stored(NamedTuple):
+    """A value and the milliseconds it has left: None without expiry, ``LEFT_UNKNOWN`` if the store cannot tell."""
+
+    value: bytes
+    left_ms: int | None
+
+
+class Swap(NamedTuple):
+    """Whether a compare-and-set wrote; if not, the bytes that are there (None: nothing is)."""
+
+    written: bool
+    found: bytes | None = None
+
+
+@dataclass(slots=True, eq=False)
+class Claimed:
+    """The key is yours: run, then ``complete`` or ``release``.
+
+    Attributes:
+        key: the idempotency key, as it was given.
+        owner: this claim's token. It is never used again once the claim is released.
+        attempt: 1, or more if an earlier attempt's outcome is unknown.
+    """
+
+    key: str
+    owner: str
+    attempt: int
+    # What the store needs for its next writes; a claim belongs to the store that made it.
+    _lease_ms: int = field(repr=False)
+    _lives_ms: int = field(repr=False)  # how long its record in progress lives
+    _ttl_ms: int = field(repr=False)  # how long its result lives
+    _fingerprint: str | None = field(repr=False)
+    _stamp: int = field(default=0, repr=False)  # in_progress_expiration as last written: the next one is greater
+    _deadline: float = field(default=0.0, repr=False)  # the end of the lease on this process' monotonic clock
+    _settled: Literal["", "completed", "released", "lost"] = field(default="", repr=False)
+    _completion: bytes | None = field(default=None, repr=False)  # a repeated completion writes the same bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """The operation completed: here is its record."""
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class InProgress:
+    """Another call with this key is running.
+
+    Attributes:
+        retry_after: seconds after which its lease is over if it is not renewed.
+        record: what is stored, where it was seen.
+    """
+
+    retry_after: float
+    record: Record | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Mismatch:
+    """The key was used with another payload.
+
+    Attributes:
+        record: the record of the first use.
+    """
+
+    record: Record
+
+
+@dataclass(frozen=True, slots=True)
+class Orphan:
+    """What is there may be taken over. ``attempt`` is the one that was left behind, 1 where nothing says."""
+
+    attempt: int
+    fingerprint: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """What is there was written by the claim that asks: its reply had been lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unaged:
+    """In progress; whether it is an orphan cannot be said before its time left is known."""
+
+
+Decision: TypeAlias = Own | Replay | Mismatch | InProgress | Orphan | Unaged
+
+
+@dataclass(frozen=True, slots=True)
+class Attributes:
+    """Names of the record's attributes, for peers whose Powertools layer was given others."""
+
+    status_attr: str = "status"
+    expiry_attr: str = "expiration"
+    in_progress_expiry_attr: str = "in_progress_expiration"
+    data_attr: str = "data"
+    validation_key_attr: str = "validation"
+
+    def __post_init__(self) -> None:
+        """Refuse names that would overwrite each other or our own attributes."""
+        names: list[Any] = [getattr(self, name) for name in self.__slots__]
+        for option, name in zip(self.__slots__, names, strict=True):
+            if not isinstance(name, str) or not name:
+                raise ConfigurationError(f"{option} must be a name, not {name!r}")
+        for name in names:
+            if names.count(name) > 1 or name in {"owner", "lease", "ttl", "attempt", "outcome", "error"}:
+                raise ConfigurationError(f"the attribute name {name!r} is taken; every attribute needs its own")
+
+
+class RecordFormat:
+    """Builds records and reads them. The skeletons are made once: a record costs one formatting.
+
+    Args:
+        attributes: the names of the attributes.
+    """
+
+    def __init__(self, attributes: Attributes) -> None:
+        self._names = attributes
+        status, expiry, progress, data, validation = (
+            quote(name)
+            for name in (
+                attributes.status_attr,
+                attributes.expiry_attr,
+                attributes.in_progress_expiry_attr,
+                attributes.data_attr,
+                attributes.validation_key_attr,
+            )
+        )
+        self._fence = f'", {status}: "INPROGRESS"'
+        self._done = f'", {status}: "COMPLETED"'
+        self._expiry = f", {expiry}: "
+        self._progress = f", {progress}: "
+        self._data = f", {data}: "
+        self._validation = f", {validation}: "
+
+    def fence(self, owner: str) -> bytes:
+        """Return the bytes that a record of ``owner`` in progress begins with."""
+        return f'{{"owner": "{owner}{self._fence}'.encode()
+
+    def own_completion(self, owner: str) -> bytes:
+        """Return the bytes that a record which ``owner`` completed begins with."""
+        return f'{{"owner": "{owner}{self._done}'.encode()
+
+    def in_progress(
+        self, owner: str, *, now_ms: int, stamp: int, lease_ms: int, ttl_ms: int, attempt: int, fingerprint: str | None
+    ) -> bytes:
+        """Return a record in progress; ``stamp`` is its ``in_progress_expiration`` (unix ms), ``lease_ms`` 0 an orphan.
+
+        ``expiration`` is rounded up: rounded down, a peer would believe the record a second older than it is.
+        """
+        validation = f"{self._validation}{quote(fingerprint)}" if fingerprint is not None else ""
+        return (
+            f'{{"owner": "{owner}{self._fence}{self._expiry}{-(-(now_ms + ttl_ms) // 1000)}{self._progress}{stamp}'
+            f'{validation}, "lease": {lease_ms}, "ttl": {ttl_ms}, "attempt": {attempt}}}'
+        ).encode()
+
+    def completed(
+        self,
+        owner: str,
+        *,
+        now_ms: int,
+        ttl_ms: int,
+        data: str | None,
+        fingerprint: str | None,
+        attempt: int,
+        outcome: Outcome | None = None,
+        error: str | None = None,
+    ) -> bytes:
+        """Return a completed record; ``data`` None goes with an ``outcome`` that says why there is no result."""
+        validation = f"{self._validation}{quote(fingerprint)}" if fingerprint is not None else ""
+        tries = f', "attempt": {attempt}' if attempt > 1 else ""
+        why = f', "outcome": "{outcome}"' if outcome is not None else ""
+        what = f', "error": {quote(error)}' if error is not None else ""
+        return (
+            f'{{"owner": "{owner}{self._done}{self._data}{quote(NO_DATA if data is None else data)}'
+            f"{self._expiry}{-(-(now_ms + ttl_ms) // 1000)}{validation}{tries}{why}{what}}}"
+        ).encode()
+
+    def parse(self, key: str, value: bytes, left_ms: int | None = LEFT_UNKNOWN) -> Record | None:
+        """Return the record in ``value``, or None if it is none.
+
+        Args:
+            key: the idempotency key.
+            value: the stored bytes.
+            left_ms: milliseconds that they have left; None without expiry.
+
+        Raises:
+            StoreError: an object whose status is not known, or that has an owner and no status: another version wrote
+                it, or a worker with other attribute names.
+        """
+        try:
+            parsed: Any = json.loads(value.decode())
+        except (ValueError, RecursionError):
+            return None
+        if not isinstance(parsed, dict) or not parsed:
+            return None
+        item = cast("dict[str, Any]", parsed)
+        names = self._names
+        if names.status_attr not in item and "owner" not in item:
+            return None
+        status: Any = item.get(names.status_attr)
+        if status not in ("INPROGRESS", "COMPLETED"):
+            raise StoreError(
+                f"the record of {key!r} has the status {status!r}, which this version does not know; it is left alone. "
+                f"Upgrade this worker, or give every worker the same attribute names"
+            )
+        state = State(status)
+        data = _text(item.get(names.data_attr))
+        outcome = _text(item.get("outcome"))
+        if state is State.COMPLETED and data is None and outcome is None:
+            outcome = "unavailable"
+        attempt = _number(item.get("attempt"))
+        return Record(
+            key=key,
+            state=state,
+            owner=_text(item.get("owner")),
+            attempt=int(attempt) if attempt is not None and attempt >= 1 else 1,
+            data=data if outcome is None else None,
+            fingerprint=_text(item.get(names.validation_key_attr)),
+            outcome=outcome,
+            expires_in=left_ms / 1000 if left_ms is not None and left_ms >= 0 else None,
+            error=_text(item.get("error")),
+            lease_ms=_whole(item.get("lease")),
+            ttl_ms=_whole(item.get("ttl")),
+            expiration=_number(item.get(names.expiry_attr)),
+            in_progress_expiration=_number(item.get(names.in_progress_expiry_attr)),
+        )
+
+
+def decide(
+    record: Record | None, left_ms: int | None, *, owner: str | None, fingerprint: str | None, now_ms: int, aged: bool
+) -> Decision:
+    """Say what a caller may do about a value that is there.
+
+    Args:
+        record: what the value says; None if it is no record.
+        left_ms: the milliseconds that it has left (None: no expiry; ``LEFT_UNKNOWN``: the store cannot tell).
+        owner: the token of the claim that asks.
+        fingerprint: of its payload.
+        now_ms: this client's wall clock, used only where a store cannot tell ``left_ms``.
+        aged: whether ``left_ms`` was asked for at all; if not, a record in progress is ``Unaged``.
+    """
+    if record is None:
+        return Orphan(1, None) if aged else Unaged()
+    if record.state is State.INPROGRESS and owner is not None and record.owner == owner:
+        return Own()
+    if fingerprint is not None and record.fingerprint is not None and record.fingerprint != fingerprint:
+        return Mismatch(record)
+    if record.state is State.COMPLETED:
+        return Replay(record)
+    if not aged:
+        return Unaged()
+    lease_left = _lease_left(record, left_ms, now_ms)
+    if lease_left <= 0:
+        return Orphan(record.attempt, record.fingerprint)
+    return InProgress(lease_left / 1000, record)
+
+
+def _lease_left(record: Record, left_ms: int | None, now_ms: int) -> float:
+    """Return the milliseconds that the lease of a record in progress still has."""
+    ours = record.owner is not None and record.lease_ms is not None and record.ttl_ms is not None
+    if left_ms is not None and left_ms >= 0:
+        if ours:
+            assert record.lease_ms is not None
+            assert record.ttl_ms is not None
+            return record.lease_ms - (record.ttl_ms - left_ms)
+        if record.in_progress_expiration is None or record.expiration is None:
+            return left_ms
+        return record.in_progress_expiration - (record.expiration * 1000 - left_ms)
+    if ours and left_ms is None:
+        # Whoever removed the expiry removed the age: were it not an orphan, it would block the key for ever.
+        return 0
+    if ours and record.lease_ms == 0:
+        return 0
+    if record.in_progress_expiration is not None:
+        return record.in_progress_expiration - now_ms
+    if left_ms is not None and record.expiration is not None:
+        return record.expiration * 1000 - now_ms
+    return MIN_TTL_MS  # a peer's record that never ends: in progress until somebody deletes it
+
+
+def matches(value: bytes | None, expected: bytes, *, exact: bool) -> bool:
+    """Say whether stored bytes are what a compare-and-set expects: equal with ``exact``, else beginning with it."""
+    if value is None:
+        return False
+    return value == expected if exact else value.startswith(expected)
+
+
+def owner_of(value: bytes) -> str | None:
+    """Return the owner token that a record or a fence begins with, or None for other bytes."""
+    prefix = b'{"owner": "'
+    if not value.startswith(prefix):
+        return None
+    end = value.find(b'"', len(prefix))
+    return value[len(prefix) : end].decode("ascii", "replace") if end > 0 else None
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _number(value: object) -> float | None:
+    """Return a number that can be a time; other writers' mistakes (text, bool, NaN, 10**400) are no number."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -MAX_TIME < value < MAX_TIME:
+        return None
+    return value
+
+
+def _whole(value: object) -> int | None:
+    number = _number(value)
+    return int(number) if number is not None and number >= 0 else None

@@ -1,0 +1,456 @@
+"""The protocol: a lifecycle over four atomic primitives, written once for every store.
+
+A store is four primitives over opaque bytes: ``put_if_absent``, ``read``, ``swap``, ``remove``. Whatever knows about
+idempotency is here, above them. These rules keep one owner per lease, and one result per key:
+
+**Fence.** A record begins with its owner's token, then its status (see :mod:`asyncidem.model`). ``renew``, ``release``
+and ``complete`` write only where the stored bytes begin with the owner's fence, in progress; so none of them touches a
+successor's record or a completed one, its own included. ``complete`` and ``renew`` also write where the key is absent
+(flushed, expired), ``release`` never. Finding one's own completed record is success: the first completion stands.
+
+**Own.** One's own token in any reply means owned: the reply to the write was lost, not the write. The lease counts from
+the first send of the claim, on the monotonic clock. A claim that was found to be ours, or of whose lease a third has
+passed, is renewed before it is handed out; if that finds another owner, the key is claimed again. A token whose claim
+was undone or released is never used again.
+
+**Renewal.** It always changes the bytes: ``in_progress_expiration`` grows by at least 1, so that a takeover that
+observed the record before the renewal finds other bytes. ``complete`` and ``release`` first settle the claim, after
+which no renewal begins, and wait for the one in flight: one that came after them would bring a released key back.
+
+**Takeover.** Read; find the lease over by the time that the record has left; take ``<key>:lock`` (its value is the new
+owner's token, min(10 s, lease)); read again under the lock; swap exactly the observed bytes, and only while the key's
+time left is not greater than observed. The swap alone is safe among asyncidem workers. The lock is for Powertools peers,
+which take the same one and then write blindly. After a swap it is left to expire: deleted at once, it would let in a
+peer with an older snapshot. If nothing was swapped it is deleted, token compared. No lock means in progress. Another
+payload on an orphan is a mismatch, not a takeover.
+
+**Release.** Of attempt 1 the record is deleted. Of a higher one it is written back as an orphan whose lease is over
+(``"lease": 0``), for the next owner must still see that somebody was there before whose outcome is unknown; then the
+takeover's lock is deleted, token compared, or the next call would have to wait for it.
+
+**Unknown outcomes.** Any exception from a primitive, but a :class:`StoreError` that knows better, means that the write
+may have happened, or may yet happen. A claim then is undone, a completion or release repeated, in the background until
+the store answers, for at most a lease; all of them are idempotent for their token. A cancelled caller waits for that at
+most 0.5 s (:mod:`asyncidem.cancellation`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Any, Final, Literal, Protocol, Self, TypeVar
+
+from ..cancellation import linger
+from ..durations import Duration, to_ms
+from ..errors import ConfigurationError, LeaseLostError, StoreError, StoreUnavailableError
+from ..keys import check_key
+from ..model import (
+    MIN_TTL_MS,
+    Attributes,
+    Claimed,
+    Decision,
+    InProgress,
+    Mismatch,
+    Orphan,
+    Outcome,
+    Own,
+    Record,
+    Replay,
+    State,
+    Stored,
+    Unaged,
+    decide,
+    matches,
+)
+from .ownership import Ownership, new_token
+from .primitives import Within
+
+__all__ = ["Companion", "Store"]
+
+T = TypeVar("T")
+
+LOCK_MS: Final = 10_000
+MAX_ROUNDS: Final = 10
+"""Rounds of one call on a key that changes under it; then somebody else is at work there."""
+
+
+class Companion(Protocol):
+    """Something that lives as long as the store: it is closed first."""
+
+    async def aclose(self) -> None:
+        """Stop; leave no task behind."""
+        ...
+
+
+class Trail:
+    """What one claim may have written so far: what an undo has to take back."""
+
+    __slots__ = ("claim", "lock", "record")
+
+    def __init__(self, claim: Claimed) -> None:
+        self.claim = claim
+        self.record = False
+        self.lock = False
+
+
+class Store(Ownership):
+    """An idempotency store. Subclass it with the four primitives; await its methods in worker coroutines.
+
+    ::
+
+        match await store.claim("msg:7", lease=30, ttl=3600):
+            case Claimed() as claim:
+                await store.complete(claim, '"done"', ttl=3600)  # or release(claim), renew(claim)
+            case Replay(record=record):
+                record.data
+            case InProgress(retry_after=seconds):
+                ...
+            case Mismatch():
+                ...
+
+    Args:
+        prefix: put before every key.
+        timeout: seconds (or a ``timedelta``) that one call may take; a store with I/O keeps it.
+        status_attr: name of the record's status, as in Powertools' layer; likewise the others.
+        expiry_attr: name of the record's expiry (unix seconds).
+        in_progress_expiry_attr: name of the lease's expiry (unix milliseconds).
+        data_attr: name of the result.
+        validation_key_attr: name of the fingerprint.
+        clock: monotonic seconds, for tests.
+        wall: unix seconds, for tests.
+
+    Raises:
+        ConfigurationError: an argument that cannot work.
+    """
+
+    def __init__(
+        self,
+        *,
+        prefix: str = "",
+        timeout: Duration = 5,
+        status_attr: str = "status",
+        expiry_attr: str = "expiration",
+        in_progress_expiry_attr: str = "in_progress_expiration",
+        data_attr: str = "data",
+        validation_key_attr: str = "validation",
+        clock: Callable[[], float] = time.monotonic,
+        wall: Callable[[], float] = time.time,
+    ) -> None:
+        super().__init__(
+            prefix=prefix,
+            timeout=timeout,
+            attributes=Attributes(status_attr, expiry_attr, in_progress_expiry_attr, data_attr, validation_key_attr),
+            clock=clock,
+            wall=wall,
+        )
+        self.companions: dict[Any, Companion] = {}
+
+    async def claim(
+        self, key: str, *, lease: Duration = 30, ttl: Duration = 86_400, fingerprint: str | None = None
+    ) -> Claimed | Replay | InProgress | Mismatch:
+        """Claim ``key``, or say why not.
+
+        Args:
+            key: the idempotency key.
+            lease: seconds that the owner may be silent before others may take over.
+            ttl: seconds that the record lives.
+            fingerprint: of the payload; compared only if both sides have one.
+
+        Raises:
+            StoreUnavailableError: the store did not answer in time; nothing is claimed.
+            StoreError: the store refused, or holds what is not ours to touch.
+            InvalidKeyError: the key is not text.
+            MissingKeyError: it is empty.
+            ConfigurationError: lease or ttl is no duration.
+        """
+        return await self.acquire(check_key(key), to_ms(lease, "lease"), to_ms(ttl, "ttl"), fingerprint)
+
+    async def complete(
+        self,
+        claim: Claimed,
+        data: str | None,
+        *,
+        ttl: Duration | None = None,
+        outcome: Outcome | None = None,
+        error: str | None = None,
+    ) -> None:
+        """Store the result. Idempotent: the first completion stands. Writes also where the record is gone.
+
+        Args:
+            claim: what ``claim`` returned.
+            data: the encoded result; None together with ``outcome``.
+            ttl: seconds that the result lives; by default the claim's.
+            outcome: why there is no result to replay.
+            error: JSON text for the outcome ``"exception"``.
+
+        Raises:
+            LeaseLostError: another owner holds the key, or the claim was released.
+            StoreUnavailableError: not acknowledged in time; it is repeated in the background for at most a lease.
+        """
+        if not (isinstance(data, str) or (data is None and outcome is not None)):
+            raise ConfigurationError(f"data must be the encoded result as text, not {type(data).__name__}")
+        await self.finish(claim, data, None if ttl is None else to_ms(ttl, "ttl"), outcome, error)
+
+    async def release(self, claim: Claimed) -> None:
+        """Give the key back: the next claim may have it at once. A zombie's release does nothing.
+
+        Raises:
+            StoreUnavailableError: not acknowledged in time; it is repeated in the background for at most a lease.
+        """
+        if claim._settled:
+            return  # nothing releases a key whose result is on its way
+        claim._settled = "released"
+        await self._insist(claim, lambda: self._give_back(claim))
+
+    async def renew(self, claim: Claimed) -> None:
+        """Begin the lease anew. Writes also where the record is gone.
+
+        Raises:
+            LeaseLostError: another owner holds the key, or the claim was completed or released.
+            StoreUnavailableError: not acknowledged in time; the lease may or may not have been renewed.
+        """
+        await self._after_renewal(claim)
+        if claim._settled:
+            raise LeaseLostError(claim.key, f"it is {claim._settled}; a settled claim cannot be renewed")
+        done = self._renewals[claim.owner] = asyncio.get_running_loop().create_future()
+        try:
+            with Within(self.timeout):
+                await self._write_renewal(claim)
+        finally:
+            del self._renewals[claim.owner]
+            done.set_result(None)
+
+    async def get(self, key: str) -> Record | None:
+        """Return the record under ``key``; None if there is none, or a value that is no record.
+
+        Raises:
+            StoreError: a record of a version that this one does not know, or a key of another type.
+            StoreUnavailableError: the store did not answer in time.
+        """
+        stored_key = self._stored(check_key(key))
+        with Within(self.timeout):
+            stored = await self._call(self.read(stored_key))
+        return None if stored is None else self.format.parse(key, stored.value, stored.left_ms)
+
+    async def delete(self, key: str) -> bool:
+        """Delete the record under ``key``, completed or not; say whether there was one.
+
+        A claim that is in progress is fenced off: an orphan of nobody stays in its place, which the next claim takes
+        over with a higher ``attempt``, while the old owner gets ``LeaseLostError``. Deleted outright, the old owner's
+        completion would find nothing there, and write.
+
+        Raises:
+            StoreError: the store refused, or the key is of another type.
+            StoreUnavailableError: the store did not answer in time; the record may or may not be deleted.
+        """
+        stored_key = self._stored(check_key(key))
+        with Within(self.timeout):
+            for _ in range(MAX_ROUNDS):
+                stored = await self._call(self.read(stored_key))
+                if stored is None:
+                    return False
+                if await self._fence_off(key, stored_key, stored):
+                    return True
+        raise StoreUnavailableError(f"the record of {key!r} changes faster than it can be deleted; try again")
+
+    async def aclose(self) -> None:
+        """Close the store: give what it still repeats in the background ``timeout`` seconds, then stop it."""
+        for companion in list(self.companions.values()):
+            await companion.aclose()
+        self.companions.clear()
+        await self._end_background(self.timeout)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    # -- claiming ---------------------------------------------------------------------------------------------------
+
+    async def acquire(
+        self, key: str, lease_ms: int, ttl_ms: int, fingerprint: str | None, *, aged: bool = False
+    ) -> Claimed | Replay | InProgress | Mismatch:
+        """Do what ``claim`` does, in milliseconds; ``aged`` asks for a replay's time left in the same round trip."""
+        stored_key = self._stored(key)
+        lives_ms = max(ttl_ms, lease_ms, MIN_TTL_MS)
+        with Within(self.timeout):
+            for _ in range(MAX_ROUNDS):
+                trail = Trail(Claimed(key, new_token(), 1, lease_ms, lives_ms, max(ttl_ms, MIN_TTL_MS), fingerprint))
+                try:
+                    outcome = await self._attempt(stored_key, trail, aged=aged)
+                except LeaseLostError:
+                    continue
+                except BaseException as error:
+                    await self._abandon(stored_key, trail, error)
+                    raise
+                if outcome is not None:
+                    return outcome
+        return InProgress(lease_ms / 1000)
+
+    async def _attempt(self, key: str, trail: Trail, *, aged: bool) -> Claimed | Replay | InProgress | Mismatch | None:
+        """Claim with one token; None if the key changed meanwhile.
+
+        Before each write ``trail`` says that it may happen; after a reply that knows, whether it did.
+        """
+        claim = trail.claim
+        sent = self.clock()
+        claim._deadline = sent + claim._lease_ms / 1000
+        put = self.put_or_read if aged else self._put
+        found = await self._write(trail, "record", put(key, self._in_progress(claim), claim._lives_ms))
+        won = found is None
+        if found is not None:
+            trail.record = False
+            decision: Decision | Claimed | None = self._judge(trail, found, aged=False)
+            if isinstance(decision, Unaged):
+                decision = await self._look(key, trail)
+            if isinstance(decision, Orphan):
+                decision = await self._take_over(key, trail)
+            if decision is None or isinstance(decision, Replay | InProgress | Mismatch):
+                return decision
+            won = isinstance(decision, Claimed)
+        if not won or self.clock() - sent >= claim._lease_ms / 3000:
+            # A reply was lost, or late: the lease may be over already, and another may have taken the key.
+            await self.renew(claim)
+        return claim
+
+    async def _write(self, trail: Trail, what: Literal["record", "lock"], write: Awaitable[T]) -> T:
+        """Do one write of a claim, and keep book of whether it may have happened."""
+        before = getattr(trail, what)
+        setattr(trail, what, True)
+        try:
+            return await self._call(write)
+        except StoreError as error:
+            if not error.outcome_unknown:
+                setattr(trail, what, before)
+            raise
+
+    def _judge(self, trail: Trail, stored: Stored, *, aged: bool) -> Decision:
+        claim = trail.claim
+        record = self.format.parse(claim.key, stored.value, stored.left_ms)
+        decision = decide(
+            record,
+            stored.left_ms,
+            owner=claim.owner,
+            fingerprint=claim._fingerprint,
+            now_ms=self._now_ms(),
+            aged=aged,
+        )
+        if isinstance(decision, Own):
+            assert record is not None
+            trail.record = True
+            claim.attempt = record.attempt
+        return decision
+
+    async def look(self, key: str) -> Decision | None:
+        """Read and judge without claiming anything, as a waiter does; None if the key is free."""
+        with Within(self.timeout):
+            stored = await self._call(self.read(self._stored(key)))
+        if stored is None:
+            return None
+        record = self.format.parse(key, stored.value, stored.left_ms)
+        return decide(record, stored.left_ms, owner=None, fingerprint=None, now_ms=self._now_ms(), aged=True)
+
+    async def _look(self, key: str, trail: Trail) -> Decision | None:
+        """Read and judge; None if the key is gone, and may be put again."""
+        stored = await self._call(self.read(key))
+        return None if stored is None else self._judge(trail, stored, aged=True)
+
+    async def _take_over(self, key: str, trail: Trail) -> Claimed | Decision | None:
+        """Replace an orphan under the lock; None if the key is gone, or is no longer what it was."""
+        claim = trail.claim
+        lock_key, lock_ms = key + ":lock", min(LOCK_MS, claim._lease_ms)
+        token = claim.owner.encode()
+        held = await self._write(trail, "lock", self.put_if_absent(lock_key, token, lock_ms))
+        if held is not None and held != token:
+            trail.lock = False
+            return InProgress(lock_ms / 1000)
+        stored = await self._call(self.read(key))
+        decision = None if stored is None else self._judge(trail, stored, aged=True)
+        if stored is None or not isinstance(decision, Orphan):
+            await self._unlock(lock_key, trail)
+            return decision
+        claim.attempt = decision.attempt + 1
+        if claim._fingerprint is None:
+            claim._fingerprint = decision.fingerprint  # a payload once named stays named, released or completed
+        left_ms = stored.left_ms if stored.left_ms is not None and stored.left_ms >= 0 else None
+        value = self._in_progress(claim)
+        swap = await self._write(
+            trail,
+            "record",
+            self.swap(key, stored.value, value, claim._lives_ms, exact=True, or_absent=False, left_ms=left_ms),
+        )
+        if swap.written:
+            return claim
+        if matches(swap.found, self.format.fence(claim.owner), exact=False):
+            return Own()
+        trail.record = False
+        await self._unlock(lock_key, trail)
+        return None
+
+    async def _unlock(self, lock_key: str, trail: Trail) -> None:
+        await self._call(self.remove(lock_key, trail.claim.owner.encode(), exact=True))
+        trail.lock = False
+
+    async def _abandon(self, key: str, trail: Trail, error: BaseException) -> None:
+        """Undo a claim that ended in ``error``: whatever it wrote, or may yet write, is taken back.
+
+        What runs late, from a connection that broke, costs at most one lease.
+        """
+        claim = trail.claim
+        claim._settled = "released"
+        # A closed coroutine (GeneratorExit) cannot await, and has no loop to leave work to: the lease ends it.
+        if isinstance(error, GeneratorExit) or not (trail.record or trail.lock):
+            return
+        task = self._spawn(self._repeat(lambda: self._undo(key, trail), claim._lease_ms / 1000))
+        if not isinstance(error, Exception):
+            await linger(task)
+
+    async def _undo(self, key: str, trail: Trail) -> None:
+        with Within(self.timeout):
+            if trail.record:
+                await self._give_back(trail.claim)
+            if trail.lock:
+                await self._call(self.remove(key + ":lock", trail.claim.owner.encode(), exact=True))
+
+    # -- settling ---------------------------------------------------------------------------------------------------
+
+    async def finish(
+        self, claim: Claimed, data: str | None, ttl_ms: int | None, outcome: Outcome | None, error: str | None
+    ) -> None:
+        """Do what ``complete`` does, in milliseconds."""
+        if claim._settled in ("released", "lost"):
+            raise LeaseLostError(claim.key, f"it is {claim._settled}, and its token is never used again")
+        claim._settled = "completed"
+        ttl_ms = claim._ttl_ms if ttl_ms is None else max(ttl_ms, MIN_TTL_MS)
+        if claim._completion is None:
+            # Kept: what is repeated must be the same bytes.
+            claim._completion = self.format.completed(
+                claim.owner,
+                now_ms=self._now_ms(),
+                ttl_ms=ttl_ms,
+                data=data,
+                fingerprint=claim._fingerprint,
+                attempt=claim.attempt,
+                outcome=outcome,
+                error=error,
+            )
+        value, lives_ms = claim._completion, ttl_ms
+        await self._insist(claim, lambda: self._write_completion(claim, value, lives_ms))
+
+    async def _fence_off(self, key: str, stored_key: str, stored: Stored) -> bool:
+        """Delete exactly what was read, or put an orphan of nobody in its place; say whether it was still there."""
+        try:
+            record = self.format.parse(key, stored.value)
+        except StoreError:
+            record = None  # an operator may delete what this version cannot read
+        if record is None or record.state is State.COMPLETED:
+            return await self._call(self.remove(stored_key, stored.value, exact=True))
+        lives_ms = max(record.ttl_ms or 0, MIN_TTL_MS)
+        orphan = self._orphan(record.attempt, record.fingerprint, lives_ms)
+        swap = self.swap(stored_key, stored.value, orphan, lives_ms, exact=True, or_absent=False)
+        return (await self._call(swap)).written

@@ -1,0 +1,143 @@
+"""What the owner of a claim writes: its record in progress, renewals, the completion, the way back."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Awaitable, Callable
+
+from ..cancellation import linger
+from ..durations import Duration, to_ms
+from ..errors import ConfigurationError, LeaseLostError, StoreUnavailableError
+from ..keys import stored_form
+from ..model import Attributes, Claimed, RecordFormat, matches, owner_of
+from .primitives import Primitives, Within
+
+__all__ = ["Ownership", "new_token"]
+
+
+class Ownership(Primitives):
+    """The fenced writes of an owner, over the primitives. The rules are in :mod:`asyncidem.stores.base`.
+
+    Args:
+        prefix: put before every key.
+        timeout: seconds that one call may take.
+        attributes: names of the record's attributes.
+        clock: monotonic seconds.
+        wall: unix seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        prefix: str,
+        timeout: Duration,
+        attributes: Attributes,
+        clock: Callable[[], float],
+        wall: Callable[[], float],
+    ) -> None:
+        super().__init__()
+        if not isinstance(prefix, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without a type checker
+            raise ConfigurationError(f"prefix must be text, not {prefix!r}")
+        self.prefix = prefix
+        self.timeout = to_ms(timeout, "timeout") / 1000
+        self.format = RecordFormat(attributes)
+        self.clock = clock
+        self.wall = wall
+        self._renewals: dict[str, asyncio.Future[None]] = {}
+
+    async def _after_renewal(self, claim: Claimed) -> None:
+        while (flying := self._renewals.get(claim.owner)) is not None:
+            await asyncio.wait((flying,))
+
+    async def _insist(self, claim: Claimed, write: Callable[[], Awaitable[None]]) -> None:
+        """Do a write that settles a claim; while its outcome is unknown, repeat it in the background.
+
+        Once a claim settles nobody else speaks for it: a cancelled caller waits for the end, it does not stop it.
+        """
+
+        async def step() -> None:
+            with Within(self.timeout):
+                await self._after_renewal(claim)
+                await write()
+
+        try:
+            await step()
+        except asyncio.CancelledError:
+            await linger(self._spawn(self._repeat(step, claim._lease_ms / 1000)))
+            raise
+        except StoreUnavailableError:
+            self._spawn(self._repeat(step, claim._lease_ms / 1000))
+            raise
+
+    async def _write_completion(self, claim: Claimed, value: bytes, ttl_ms: int) -> None:
+        key = self._stored(claim.key)
+        fence = self.format.fence(claim.owner)
+        swap = await self._call(self.swap(key, fence, value, ttl_ms, exact=False, or_absent=True))
+        if not swap.written and not matches(swap.found, self.format.own_completion(claim.owner), exact=False):
+            claim._settled = "lost"
+            raise LeaseLostError(claim.key, _who(swap.found))
+        if claim.attempt > 1 and self.lock_blocks_writes:
+            await self._call(self.remove(key + ":lock", claim.owner.encode(), exact=True))
+
+    async def _write_renewal(self, claim: Claimed) -> None:
+        fence, value, sent = self.format.fence(claim.owner), self._in_progress(claim), self.clock()
+        swap = await self._call(
+            self.swap(self._stored(claim.key), fence, value, claim._lives_ms, exact=False, or_absent=True)
+        )
+        if not swap.written:
+            claim._settled = claim._settled or "lost"
+            raise LeaseLostError(claim.key, _who(swap.found))
+        claim._deadline = sent + claim._lease_ms / 1000
+
+    async def _give_back(self, claim: Claimed) -> None:
+        key, fence = self._stored(claim.key), self.format.fence(claim.owner)
+        if claim.attempt == 1:
+            await self._call(self.remove(key, fence, exact=False))
+            return
+        # A token of nobody: whatever of this claim still runs late must find somebody else's record.
+        orphan = self._orphan(claim.attempt - 1, claim._fingerprint, claim._lives_ms)
+        await self._call(self.swap(key, fence, orphan, claim._lives_ms, exact=False, or_absent=False))
+        await self._call(self.remove(key + ":lock", claim.owner.encode(), exact=True))
+
+    def _stored(self, key: str) -> str:
+        return self.prefix + stored_form(key)
+
+    def _now_ms(self) -> int:
+        return int(self.wall() * 1000)
+
+    def _in_progress(self, claim: Claimed) -> bytes:
+        now_ms = self._now_ms()
+        claim._stamp = max(now_ms + claim._lease_ms, claim._stamp + 1)
+        return self.format.in_progress(
+            claim.owner,
+            now_ms=now_ms,
+            stamp=claim._stamp,
+            lease_ms=claim._lease_ms,
+            ttl_ms=claim._lives_ms,
+            attempt=claim.attempt,
+            fingerprint=claim._fingerprint,
+        )
+
+    def _orphan(self, attempt: int, fingerprint: str | None, lives_ms: int) -> bytes:
+        now_ms = self._now_ms()
+        return self.format.in_progress(
+            new_token(),
+            now_ms=now_ms,
+            stamp=now_ms - 1,
+            lease_ms=0,
+            ttl_ms=lives_ms,
+            attempt=attempt,
+            fingerprint=fingerprint,
+        )
+
+
+def new_token() -> str:
+    """Return a new owner token: made per claim, never at import, for forked and restored processes share memory."""
+    return os.urandom(16).hex()
+
+
+def _who(found: bytes | None) -> str:
+    if found is None:
+        return "its record is gone"
+    return f"the record is now of owner {owner_of(found) or 'unknown (no record of ours)'}"

@@ -1,0 +1,153 @@
+"""What every store gives: four atomic primitives over opaque bytes, and what may be said of one that failed."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Coroutine
+from contextvars import ContextVar, Token
+from typing import Any, TypeVar
+
+from ..cancellation import LINGER
+from ..errors import IdempotencyError, StoreUnavailableError
+from ..model import LEFT_UNKNOWN, Stored, Swap
+
+__all__ = ["Primitives", "Within", "call_deadline"]
+
+T = TypeVar("T")
+
+call_deadline: ContextVar[float | None] = ContextVar("asyncidem_call_deadline", default=None)
+"""When the store call that is running must have its answer, on ``time.monotonic``; primitives may look at it."""
+
+
+class Within:
+    """Bounds one store call: its primitives share a deadline. A call inside a call keeps the outer one's."""
+
+    __slots__ = ("_seconds", "_token")
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
+    def __enter__(self) -> None:
+        outer = call_deadline.get()
+        self._token: Token[float | None] = call_deadline.set(
+            time.monotonic() + self._seconds if outer is None else outer
+        )
+
+    def __exit__(self, *_: object) -> None:
+        call_deadline.reset(self._token)
+
+
+class Primitives(ABC):
+    """Four atomic primitives, which a store implements, and how the lifecycle calls and repeats them.
+
+    A primitive must be atomic; it is repeated after an unknown outcome, which one that is cancelled has too. It raises
+    :class:`StoreError` for a refusal, after which nothing was written, and :class:`StoreUnavailableError` for what may
+    pass. Any other exception is taken for an unknown outcome.
+    """
+
+    lock_blocks_writes = False
+    """Whether a takeover's lock keeps others from writing (plain clients): it then goes when the claim is settled."""
+
+    def __init__(self) -> None:
+        self._background: set[asyncio.Task[None]] = set()
+
+    @abstractmethod
+    async def put_if_absent(self, key: str, value: bytes, ttl_ms: int) -> bytes | None:
+        """Write ``value`` for ``ttl_ms`` milliseconds if the key is absent.
+
+        Returns:
+            None if it was written, else the bytes that are there.
+        """
+
+    @abstractmethod
+    async def read(self, key: str) -> Stored | None:
+        """Return what is there and the milliseconds that it has left, or None if nothing is."""
+
+    @abstractmethod
+    async def swap(
+        self,
+        key: str,
+        expected: bytes,
+        value: bytes,
+        ttl_ms: int,
+        *,
+        exact: bool,
+        or_absent: bool,
+        left_ms: int | None = None,
+    ) -> Swap:
+        """Write ``value`` for ``ttl_ms`` milliseconds if what is there is what is expected.
+
+        Args:
+            key: the stored key.
+            expected: with ``exact`` the stored bytes, else what they begin with.
+            value: the new bytes.
+            ttl_ms: how long they live.
+            exact: compare whole.
+            or_absent: also write where the key is absent.
+            left_ms: write only if the key's time left is not greater: greater, it was written again.
+        """
+
+    @abstractmethod
+    async def remove(self, key: str, expected: bytes, *, exact: bool) -> bool:
+        """Delete the key if what is there is what is expected; say whether it was deleted."""
+
+    async def put_or_read(self, key: str, value: bytes, ttl_ms: int) -> Stored | None:
+        """Like ``put_if_absent``, with the time left of what is there, where the store can tell in one round trip."""
+        return await self._put(key, value, ttl_ms)
+
+    async def _put(self, key: str, value: bytes, ttl_ms: int) -> Stored | None:
+        found = await self.put_if_absent(key, value, ttl_ms)
+        return None if found is None else Stored(found, LEFT_UNKNOWN)
+
+    async def _call(self, primitive: Awaitable[T]) -> T:
+        try:
+            return await primitive
+        except IdempotencyError:
+            raise
+        except Exception as error:  # whatever a client throws in the middle of a command, its outcome is not known
+            raise StoreUnavailableError(f"{type(self).__name__} failed: {error!r}") from error
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+        return task
+
+    async def _repeat(self, step: Callable[[], Awaitable[None]], seconds: float) -> None:
+        """Repeat an idempotent step until it is answered, at most for ``seconds``.
+
+        Cancelled, it goes on for ``LINGER`` seconds: ``asyncio.run`` cancels every task at its end, and this one may
+        be what its cancelled caller waits for.
+        """
+        call_deadline.set(None)  # in this task's own context: what is repeated is a new call
+        clock = asyncio.get_running_loop().time
+        end, pause, ending = clock() + seconds, 0.05, False
+        while (left := end - clock()) > 0:
+            try:
+                async with asyncio.timeout(left):
+                    with contextlib.suppress(StoreUnavailableError):
+                        await step()
+                        return
+                    await asyncio.sleep(pause)
+                    pause = min(pause * 2, 1.0)
+            except asyncio.CancelledError:
+                if ending:
+                    raise
+                end, ending = min(end, clock() + LINGER), True
+            except TimeoutError:
+                return  # the lease is over: others may take over now, and nothing more is owed
+            except IdempotencyError:
+                return  # answered: fenced off, or refused
+
+    async def _end_background(self, seconds: float) -> None:
+        """Give what is still repeated ``seconds``, then stop it. Tasks of other loops died with them."""
+        loop = asyncio.get_running_loop()
+        mine = {task for task in self._background if task.get_loop() is loop}
+        if mine:
+            _, late = await asyncio.wait(mine, timeout=seconds)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)

@@ -1,0 +1,270 @@
+"""The store on Redis or Valkey, through ``redis.asyncio``."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any, Final, Self
+
+import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from ..durations import Duration, to_ms
+from ..errors import ConfigurationError, StoreError
+from ..hooks import logger
+from ..model import LEFT_UNKNOWN, Stored, Swap
+from .base import Store
+from .guarded import Guarded, RedisClientProtocol
+from .link import Link, PoolLink, Script, refusal
+
+__all__ = ["RedisStore"]
+
+FELL_BACK: Final = object()
+STORE_OPTIONS: Final = frozenset(inspect.signature(Store.__init__).parameters) - {"self"}
+
+
+class RedisStore(Store):
+    """An idempotency store on Redis 7.0+, Valkey, or what offers at least ``get``, ``set`` and ``delete``.
+
+    On Redis 7.0+ and Valkey a first call costs two round trips (claim and completion), a replay one, a duplicate of a
+    running call at most two. Below 7.0 a script stands in for ``SET NX GET``. A server without scripts, a client that
+    is not redis-py's, and for now a cluster client get the same primitives guarded by a lock
+    (:mod:`asyncidem.stores.guarded`); a log line says so once.
+
+    A store belongs to one event loop at a time. Used from the next one after that has ended, or after a fork, it drops
+    the connections of the old before it sends anything.
+
+    Args:
+        client: a ``redis.asyncio`` client or a :class:`RedisClientProtocol`. The caller owns it, and closes it.
+        prefix: put before every key.
+        timeout: seconds that one call of the store may take; a third of silence drops a connection and repeats.
+        **options: the further options of :class:`~asyncidem.stores.base.Store`.
+
+    Raises:
+        ConfigurationError: the client cannot be used, or an option is not known.
+    """
+
+    def __init__(
+        self,
+        client: redis.asyncio.Redis | RedisClientProtocol,
+        *,
+        prefix: str = "asyncidem:",
+        timeout: Duration = 5,
+        **options: Any,
+    ) -> None:
+        unknown = sorted(set(options) - STORE_OPTIONS)
+        if unknown:
+            raise ConfigurationError(
+                f"unknown option {unknown[0]!r}; connection options go with RedisStore.from_url or RedisStore.connect, "
+                f"not with a client"
+            )
+        super().__init__(prefix=prefix, timeout=timeout, **options)
+        _check_client(client)
+        self._client = client
+        self._owns_client = False
+        self._put_script, self._swap_script, self._remove_script = _scripts()
+        self._scripts_run = False  # shown by the first claim, which goes through a script for that reason
+        self._set_get = True  # whether SET takes NX and GET together
+        self._pool: PoolLink | None = None
+        self._plain: Guarded | None = None
+        self._link: Link
+        if isinstance(client, redis.asyncio.Redis):
+            self._link = self._pool = PoolLink(client, self.timeout)
+        else:
+            self._link = Link(self.timeout)
+            self._fall_back(f"{type(client).__name__} is no redis.asyncio.Redis: its get, set and delete are used")
+
+    @classmethod
+    def from_url(cls, url: str, *, cluster: bool = False, **options: Any) -> Self:
+        """Make a store with a client of its own.
+
+        Args:
+            url: ``redis://``, ``rediss://`` or ``unix://``.
+            cluster: whether it is a node of a Redis Cluster.
+            **options: those of :class:`RedisStore`, and redis-py's own for connections.
+
+        Raises:
+            ConfigurationError: an option is not known to either, or the URL is none.
+        """
+        if not isinstance(url, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without a type checker
+            raise ConfigurationError(f"url must be text such as 'redis://localhost:6379', not {url!r}")
+        if cluster:
+            return cls._own(functools.partial(redis.asyncio.RedisCluster.from_url, url), options)
+        return cls._own(functools.partial(redis.asyncio.Redis.from_url, url), options)
+
+    @classmethod
+    def connect(
+        cls,
+        host: str,
+        port: int = 6379,
+        *,
+        username: str | None = None,
+        password: str | None = None,
+        db: int = 0,
+        cluster: bool = False,
+        ssl: bool = True,
+        **options: Any,
+    ) -> Self:
+        """Make a store with a client of its own, from the parts of an address.
+
+        Args:
+            host: the server's name or address.
+            port: its TCP port.
+            username: of the ACL user.
+            password: of the user.
+            db: the database's number; a cluster has only 0.
+            cluster: whether it is a node of a Redis Cluster.
+            ssl: whether to use TLS.
+            **options: those of :class:`RedisStore`, and redis-py's own for connections.
+
+        Raises:
+            ConfigurationError: an option is not known to either.
+        """
+        address: dict[str, Any] = {"host": host, "port": port, "username": username, "password": password, "ssl": ssl}
+        if not cluster:
+            return cls._own(functools.partial(redis.asyncio.Redis, **address, db=db), options)
+        if db != 0:
+            raise ConfigurationError(f"a cluster has only the database 0, not {db!r}; leave db out")
+        return cls._own(functools.partial(redis.asyncio.RedisCluster, **address), options)
+
+    @classmethod
+    def _own(cls, make: Callable[..., Any], options: dict[str, Any]) -> Self:
+        if "client" in options:
+            raise ConfigurationError("a client has its address already; pass it to RedisStore(client) instead")
+        store = {name: options.pop(name) for name in list(options) if name in STORE_OPTIONS}
+        silence = to_ms(store.get("timeout", 5), "timeout") / 3000
+        # Retries and time-outs belong to the store: redis-py's own ten retries would outlast any deadline.
+        options.setdefault("retry", Retry(NoBackoff(), 0))
+        options.setdefault("socket_timeout", silence)
+        options.setdefault("socket_connect_timeout", silence)
+        try:
+            client = make(**options)
+            if isinstance(client, redis.asyncio.Redis):
+                client.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # options are looked at here, not at the first command
+        except (TypeError, ValueError, AttributeError, redis.RedisError) as error:
+            raise ConfigurationError(f"redis-py does not take these options: {error}") from error
+        self = cls(client, **store)
+        self._owns_client = True
+        return self
+
+    async def aclose(self) -> None:
+        """Close the store, and the client if the store made it."""
+        await super().aclose()
+        await self._link.aclose()
+        if self._owns_client:
+            await self._client.aclose()  # type: ignore[union-attr]  # an own client is redis-py's
+
+    # -- the primitives -----------------------------------------------------------------------------------------------
+
+    async def put_if_absent(self, key: str, value: bytes, ttl_ms: int) -> bytes | None:
+        """``SET key value NX GET PX ttl_ms``; see :meth:`Store.put_if_absent`."""
+        found = await self._put_over(key, value, ttl_ms, aged=False)
+        return None if found is None else found.value
+
+    async def put_or_read(self, key: str, value: bytes, ttl_ms: int) -> Stored | None:
+        """The same with ``PTTL`` in one round trip; see :meth:`Store.put_or_read`."""
+        return await self._put_over(key, value, ttl_ms, aged=True)
+
+    async def _put_over(self, key: str, value: bytes, ttl_ms: int, *, aged: bool) -> Stored | None:
+        pool = self._pool
+        if pool is not None and self._plain is None and self._scripts_run and self._set_get:
+            try:
+                return await self._set_nx_get(pool, key, value, ttl_ms, aged=aged)
+            except StoreError as error:
+                if refusal(error.__cause__) != "syntax error":
+                    raise
+                self._set_get = False
+                logger.info("fallback_mode", extra={"mode": "scripts", "missing": "SET with NX and GET (Redis 7.0)"})
+        # Without scripts no completion could be written: the first claim shows it, before the effect.
+        found = await self._run(self._put_script, key, value, ttl_ms)
+        if found is not FELL_BACK:
+            return None if found is None else Stored(found, LEFT_UNKNOWN)
+        return await self._guarded.put_or_read(key, value, ttl_ms)
+
+    async def _run(self, script: Script, key: str, *args: bytes | str | int) -> Any:
+        """Run a script; ``FELL_BACK`` if there are none to run."""
+        if self._pool is None or self._plain is not None:
+            return FELL_BACK
+        try:
+            reply = await self._pool.run(script, key, *args)
+        except StoreError as error:
+            if not refusal(error.__cause__).startswith("unknown command"):
+                raise
+            self._fall_back("the server runs no scripts")
+            return FELL_BACK
+        self._scripts_run = True
+        return reply
+
+    async def _set_nx_get(self, pool: PoolLink, key: str, value: bytes, ttl_ms: int, *, aged: bool) -> Stored | None:
+        put = ("SET", key, value, "NX", "GET", "PX", ttl_ms)
+        if not aged:
+            (found,) = await pool.exchange(key, put)
+            return None if found is None else Stored(found, LEFT_UNKNOWN)
+        found, left_ms = await pool.exchange(key, put, ("PTTL", key))
+        return None if found is None else Stored(found, None if left_ms == -1 else max(left_ms, 0))
+
+    async def read(self, key: str) -> Stored | None:
+        """``GET`` and ``PTTL`` in one round trip; see :meth:`Store.read`."""
+        if self._pool is None or self._plain is not None:
+            return await self._guarded.read(key)
+        found, left_ms = await self._pool.exchange(key, ("GET", key), ("PTTL", key))
+        if found is None or left_ms == -2:  # it may expire between the two
+            return None
+        return Stored(found, None if left_ms == -1 else left_ms)
+
+    async def swap(
+        self,
+        key: str,
+        expected: bytes,
+        value: bytes,
+        ttl_ms: int,
+        *,
+        exact: bool,
+        or_absent: bool,
+        left_ms: int | None = None,
+    ) -> Swap:
+        """``lua/swap.lua``; see :meth:`Store.swap`."""
+        left = "" if left_ms is None else left_ms
+        reply = await self._run(self._swap_script, key, expected, value, ttl_ms, int(exact), int(or_absent), left)
+        if reply is FELL_BACK:
+            return await self._guarded.swap(
+                key, expected, value, ttl_ms, exact=exact, or_absent=or_absent, left_ms=left_ms
+            )
+        return Swap(reply[0] == 1, reply[1] if len(reply) > 1 else None)
+
+    async def remove(self, key: str, expected: bytes, *, exact: bool) -> bool:
+        """``lua/remove.lua``; see :meth:`Store.remove`."""
+        reply = await self._run(self._remove_script, key, expected, int(exact))
+        if reply is FELL_BACK:
+            return await self._guarded.remove(key, expected, exact=exact)
+        return bool(reply)
+
+    @property
+    def _guarded(self) -> Guarded:
+        assert self._plain is not None
+        return self._plain
+
+    def _fall_back(self, why: str) -> None:
+        if self._plain is None:
+            self._plain = Guarded(self._client, self._link)
+            self.lock_blocks_writes = True
+            missing = "atomic compare-and-set" + ("" if self._plain.has_pttl else ", pttl")
+            logger.warning("fallback_mode", extra={"mode": "lock", "missing": missing, "why": why})
+
+
+def _check_client(client: Any) -> None:
+    if isinstance(client, str):
+        raise ConfigurationError(f"client must be a client, not text; use RedisStore.from_url({client!r})")
+    if isinstance(client, redis.Redis | redis.RedisCluster):
+        raise ConfigurationError("this is the synchronous client; use redis.asyncio.Redis")
+    for method in ("get", "set", "delete"):
+        if not callable(getattr(client, method, None)):
+            raise ConfigurationError(f"the client {type(client).__name__} has no method {method!r}")
+
+
+@functools.cache
+def _scripts() -> tuple[Script, Script, Script]:
+    return Script("put"), Script("swap"), Script("remove")

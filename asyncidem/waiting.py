@@ -1,0 +1,265 @@
+"""Waiting for a running call's result: one watch per key, however many tasks of this process wait there.
+
+The invariants:
+
+- One task at a time claims on behalf of a watch, the *elected* one; the others wait on futures. A task that is
+  cancelled after it was elected hands the election on, and never claims.
+- While a task of this process owns the key, nobody polls: the owner tells the watch when it ends. Otherwise one poller
+  reads the record, its pause a tenth of the time that the watch has waited, from 5 ms to 1 s, with jitter.
+- A completed record goes to all waiters at once, each of which judges it by its own fingerprint. A key that is free
+  goes to one waiter, which claims it; the others wait on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable
+from enum import Enum
+from typing import Final, Literal, TypeAlias
+
+from .errors import StoreError, StoreUnavailableError, WaitTimeoutError
+from .model import Claimed, InProgress, Mismatch, Orphan, Record, Replay, State, decide
+from .stores.base import Store
+
+__all__ = ["Watches"]
+
+MIN_PAUSE: Final = 0.005
+MAX_PAUSE: Final = 1.0
+
+
+class Word(Enum):
+    """What a waiter is told when it is not a record."""
+
+    FREE = "free"
+    LATE = "late"
+
+
+Signal: TypeAlias = Record | Literal[Word.FREE, Word.LATE]
+Settled: TypeAlias = Claimed | Replay | Mismatch
+
+
+class Watch:
+    """What is known of one key that tasks of this process wait for."""
+
+    __slots__ = ("claiming", "failure", "interested", "key", "lease_end", "owned", "poller", "seen", "waiters")
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.interested = 0
+        self.claiming = False
+        self.owned = False
+        self.seen: Record | None = None
+        self.lease_end = 0.0
+        self.failure: StoreError | None = None
+        self.waiters: dict[asyncio.Future[Signal], str | None] = {}
+        self.poller: asyncio.Task[None] | None = None
+
+    def elect(self) -> None:
+        """Let one waiter claim, unless one does already."""
+        if self.claiming or self.owned:
+            return
+        for waiter in self.waiters:
+            if not waiter.done():
+                self.claiming = True
+                waiter.set_result(Word.FREE)
+                return
+
+    def learn(self, record: Record) -> None:
+        """Tell the record to those whom it concerns: to all when completed, else to those with another payload."""
+        self.seen = record
+        for waiter, fingerprint in self.waiters.items():
+            if not waiter.done() and (record.state is State.COMPLETED or _differs(record, fingerprint)):
+                waiter.set_result(record)
+
+
+class Watches:
+    """The watches of a store on one event loop.
+
+    Args:
+        store: what to poll.
+        loop: the event loop that the waiting tasks run on.
+    """
+
+    def __init__(self, store: Store, loop: asyncio.AbstractEventLoop) -> None:
+        self._store = store
+        self._loop = loop
+        self._watches: dict[str, Watch] = {}
+        self._pollers: set[asyncio.Task[None]] = set()
+
+    async def acquire(
+        self,
+        key: str,
+        fingerprint: str | None,
+        wait: float,
+        claim: Callable[[], Awaitable[Claimed | Replay | InProgress | Mismatch]],
+    ) -> tuple[Settled, bool]:
+        """Claim ``key``, or wait at most ``wait`` seconds for the result of the call that runs.
+
+        Returns:
+            What ended the wait, and whether there was one.
+
+        Raises:
+            WaitTimeoutError: it still ran.
+            StoreUnavailableError: it still ran when last seen, and the store did not answer in the end.
+        """
+        deadline = self._loop.time() + wait
+        watch = self._watches.setdefault(key, Watch(key))
+        watch.interested += 1
+        elected = not watch.claiming and not watch.owned and watch.poller is None
+        watch.claiming = watch.claiming or elected
+        waited = False
+        try:
+            while True:
+                if elected:
+                    outcome = await self._claim(watch, claim)
+                    if not isinstance(outcome, InProgress):
+                        return outcome, waited
+                waited = True
+                signal = await self._wait(watch, fingerprint, deadline)
+                if signal is Word.LATE:
+                    raise self._late(watch)
+                elected = signal is Word.FREE
+                if isinstance(signal, Record):
+                    decision = decide(signal, None, owner=None, fingerprint=fingerprint, now_ms=0, aged=False)
+                    if isinstance(decision, Replay | Mismatch):
+                        return decision, waited
+        finally:
+            watch.interested -= 1
+            self._tidy(watch)
+
+    def ended(self, key: str, record: Record | None, *, free: bool) -> None:
+        """Take note that a task of this process ended as owner of ``key``.
+
+        Args:
+            key: the idempotency key.
+            record: the completed record, if there is one.
+            free: whether the key was released, and may be claimed at once.
+        """
+        watch = self._watches.get(key)
+        if watch is None:
+            return
+        watch.owned = False
+        if record is not None:
+            watch.learn(record)
+        elif free:
+            watch.elect()
+        self._poll(watch)
+        self._tidy(watch)
+
+    async def aclose(self) -> None:
+        """Stop polling; leave no task behind."""
+        pollers = list(self._pollers)
+        for poller in pollers:
+            poller.cancel()
+        await asyncio.gather(*pollers, return_exceptions=True)
+
+    async def _claim(
+        self, watch: Watch, claim: Callable[[], Awaitable[Claimed | Replay | InProgress | Mismatch]]
+    ) -> Claimed | Replay | InProgress | Mismatch:
+        try:
+            outcome = await claim()
+        except BaseException:
+            watch.claiming = False
+            watch.elect()  # it failed or was cancelled; what holds for it need not hold for the next
+            raise
+        watch.claiming = False
+        if isinstance(outcome, Claimed):
+            watch.owned = True
+            watch.seen = None
+        elif isinstance(outcome, Replay | Mismatch):
+            watch.learn(outcome.record)
+        else:
+            watch.lease_end = self._loop.time() + outcome.retry_after
+            if outcome.record is not None:
+                watch.learn(outcome.record)
+        self._poll(watch)
+        return outcome
+
+    async def _wait(self, watch: Watch, fingerprint: str | None, deadline: float) -> Signal:
+        if watch.seen is not None and _differs(watch.seen, fingerprint):
+            return watch.seen
+        waiter: asyncio.Future[Signal] = self._loop.create_future()
+        watch.waiters[waiter] = fingerprint
+        self._poll(watch)
+        timer = self._loop.call_at(deadline, _late, waiter)
+        try:
+            return await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled() and waiter.result() is Word.FREE:
+                watch.claiming = False
+                del watch.waiters[waiter]
+                watch.elect()
+            raise
+        finally:
+            timer.cancel()
+            watch.waiters.pop(waiter, None)
+
+    def _late(self, watch: Watch) -> Exception:
+        retry_after = max(0.0, watch.lease_end - self._loop.time())
+        if watch.failure is not None:
+            error = StoreUnavailableError(
+                f"{watch.key!r} was in progress when last seen, and the store does not answer", outcome_unknown=False
+            )
+            error.__cause__ = watch.failure
+            return error
+        return WaitTimeoutError(watch.key, retry_after)
+
+    def _tidy(self, watch: Watch) -> None:
+        if watch.interested == 0 and not watch.owned:
+            if watch.poller is not None:
+                watch.poller.cancel()
+            if self._watches.get(watch.key) is watch:
+                del self._watches[watch.key]
+
+    def _poll(self, watch: Watch) -> None:
+        """Poll while somebody waits and nobody of this process owns the key."""
+        if (
+            watch.poller is None
+            and watch.waiters
+            and not watch.owned
+            and not watch.claiming
+            and not self._loop.is_closed()
+        ):
+            watch.poller = self._loop.create_task(self._look(watch))
+            self._pollers.add(watch.poller)
+            watch.poller.add_done_callback(self._pollers.discard)
+
+    async def _look(self, watch: Watch) -> None:
+        began = self._loop.time()
+        try:
+            while watch.waiters and not watch.owned:
+                now = self._loop.time()
+                pause = min(MAX_PAUSE, max(MIN_PAUSE, (now - began) / 10)) * random.uniform(1.0, 1.2)  # noqa: S311 - no secret
+                if watch.lease_end > now:
+                    pause = min(pause, watch.lease_end - now + 0.001)  # an orphan is taken over when it becomes one
+                await asyncio.sleep(pause)
+                if not watch.claiming and not watch.owned:
+                    await self._look_once(watch)
+        finally:
+            watch.poller = None
+
+    async def _look_once(self, watch: Watch) -> None:
+        try:
+            decision = await self._store.look(watch.key)
+        except StoreError as error:
+            watch.failure = error  # the waiters have time left, and the store may come back within it
+            return
+        watch.failure = None
+        if decision is None or isinstance(decision, Orphan):
+            watch.elect()
+        elif isinstance(decision, Replay):
+            watch.learn(decision.record)
+        elif isinstance(decision, InProgress):
+            watch.lease_end = self._loop.time() + decision.retry_after
+            if decision.record is not None:
+                watch.learn(decision.record)
+
+
+def _differs(record: Record, fingerprint: str | None) -> bool:
+    return fingerprint is not None and record.fingerprint is not None and record.fingerprint != fingerprint
+
+
+def _late(waiter: asyncio.Future[Signal]) -> None:
+    if not waiter.done():
+        waiter.set_result(Word.LATE)

@@ -1,0 +1,111 @@
+"""All checks of the project: `nox` runs them, `nox -s tests-3.13 -- -k proxy` a part of them."""
+
+import shutil
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.5.1"
+nox.options.default_venv_backend = "uv"
+nox.options.sessions = ["lint", "types", "tests", "lowest", "coverage"]
+# The matrix is what the machine has: a missing interpreter is skipped, in continuous integration too.
+nox.options.error_on_missing_interpreters = False
+nox.options.download_python = "never"
+nox.options.stop_on_first_error = False
+
+PYPROJECT = nox.project.load_toml("pyproject.toml")
+PYTHONS = nox.project.python_versions(PYPROJECT)
+EXTRAS = ",".join(PYPROJECT["project"]["optional-dependencies"])
+# Inside nox's own directory: nothing of a run is left in the tree.
+SCRATCH = Path(".nox/.scratch").resolve()
+_wheels: list[Path] = []
+
+
+def group(name: str) -> tuple[str, ...]:
+    """Return the requirements of a dependency group."""
+    return nox.project.dependency_groups(PYPROJECT, name)
+
+
+def built(session: nox.Session) -> Path:
+    """Build the sdist and, from it, the wheel, once for all sessions of a run, and return the wheel."""
+    # Nox runs all sessions in one process.
+    if not _wheels:
+        dist = SCRATCH / "dist"
+        shutil.rmtree(dist, ignore_errors=True)
+        session.run("uv", "build", "--quiet", "--out-dir", str(dist))
+        _wheels.extend(dist.glob("*.whl"))
+    return _wheels[0]
+
+
+def install_wheel(session: nox.Session, *more: str) -> None:
+    """Install the built wheel with all extras, and the test group."""
+    wheel = f"{PYPROJECT['project']['name']}[{EXTRAS}] @ {built(session).as_uri()}"
+    session.install(wheel, *group("test"), *more)
+
+
+def run_tests(session: nox.Session) -> None:
+    """Run the suite against the installed wheel and keep its coverage apart from that of other sessions."""
+    data = SCRATCH / "coverage" / session.name
+    shutil.rmtree(data, ignore_errors=True)
+    data.mkdir(parents=True)
+    env = {
+        # Without it the working directory comes first on the path, and with it the source tree.
+        "PYTHONSAFEPATH": "1",
+        "ASYNCIDEM_TEST_INSTALLED": "1",
+        "COVERAGE_FILE": str(data / ".coverage"),
+    }
+    session.run("python", "-m", "coverage", "run", "-m", "pytest", *session.posargs, env=env)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style, format and the direction of imports."""
+    session.install(*group("lint"))
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("lint-imports", "--no-cache")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Types of the package, and of a typing file that is checked and never run."""
+    project = PYPROJECT["project"]
+    extras = [requirement for extra in project["optional-dependencies"].values() for requirement in extra]
+    session.install(*project["dependencies"], *extras, *group("types"))
+    session.run("mypy")
+    session.run("pyright")
+
+
+@nox.session
+def build(session: nox.Session) -> None:
+    """Sdist and wheel, in a directory of nox's own."""
+    session.log(f"built {built(session)}")
+
+
+@nox.session(python=PYTHONS)
+def tests(session: nox.Session) -> None:
+    """Run the suite on every interpreter found, against every server found."""
+    session.notify("coverage")
+    install_wheel(session)
+    run_tests(session)
+
+
+@nox.session(python=PYTHONS[0])
+def lowest(session: nox.Session) -> None:
+    """Run the suite with the lowest versions that the project says it supports."""
+    constraints = SCRATCH / "lowest.txt"
+    constraints.parent.mkdir(parents=True, exist_ok=True)
+    options = ("--quiet", "--no-header", "--no-annotate", "--all-extras", "--resolution", "lowest-direct")
+    session.run("uv", "pip", "compile", "pyproject.toml", *options, "--output-file", str(constraints), silent=True)
+    install_wheel(session, "--constraint", str(constraints))
+    run_tests(session)
+
+
+@nox.session
+def coverage(session: nox.Session) -> None:
+    """Combine the coverage of all test sessions: every line and branch of the package is covered somewhere."""
+    session.install(*(requirement for requirement in group("test") if requirement.startswith("coverage")))
+    env = {"COVERAGE_FILE": str(SCRATCH / ".coverage")}
+    data = sorted(str(path) for path in (SCRATCH / "coverage").glob("*"))
+    session.run("coverage", "combine", "--keep", "--quiet", *data, env=env)
+    session.run("coverage", "report", env=env)
