@@ -14,7 +14,8 @@ Among asyncidem workers, on a Redis that keeps what it acknowledged:
 2.  A crash never blocks a key for longer than its lease.
 3.  An owner that was replaced can neither overwrite nor delete its successor's record, and is told so.
 4.  A completed result is never replaced, and its operation not run again, before its ttl. The first one stands.
-5.  No decision trusts a client's wall clock, except about records of Powertools and with plain clients.
+5.  No decision trusts a client's wall clock, except about records of Powertools, and with plain
+    clients that have no ``pttl``.
 6.  A lost reply or a repeated command changes nothing.
 7.  A caller that is cancelled, at any await, leaves no key stuck while Redis answers. A handler that was already running
     has an unknown outcome: ``on_cancel`` decides. Once it has returned, nothing releases the key any more.

@@ -34,11 +34,16 @@ class Cache:
         self._records.move_to_end(key)
         return entry[1]
 
-    def put(self, record: Record) -> None:
-        """Keep ``record`` for the time that it says it has left; not at all if it does not say."""
+    def put(self, record: Record, age: float = 0.0) -> None:
+        """Keep ``record`` for the time that it says it has left; not at all if it does not say.
+
+        Args:
+            record: what was read or written.
+            age: seconds that may have passed since.
+        """
         if record.expires_in is None:
             return
-        self._records[record.key] = (self._clock() + record.expires_in, record)
+        self._records[record.key] = (self._clock() + record.expires_in - age, record)
         self._records.move_to_end(record.key)
         if len(self._records) > self._size:
             self._records.popitem(last=False)

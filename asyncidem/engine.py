@@ -36,7 +36,7 @@ from .options import Options
 from .renewal import Renewer
 from .replay import describe, rebuild
 from .stores.base import Store
-from .waiting import Watches
+from .waiting import StillRunningError, Watches
 
 __all__ = ["Engine"]
 
@@ -60,8 +60,9 @@ class Local:
         loop = asyncio.get_running_loop()
         local = store.companions.get(loop)
         if local is None:
-            for other in [other for other in store.companions if other.is_closed()]:
-                del store.companions[other]
+            for other in list(store.companions):  # other threads may do the same
+                if other.is_closed():
+                    store.companions.pop(other, None)
             local = store.companions[loop] = cls(store, loop)
         assert isinstance(local, Local)
         return local
@@ -106,7 +107,7 @@ class Engine:
 
     async def begin(self, op: Operation) -> None:
         """Bring ``op`` to run, or to its replay; raise why it does neither."""
-        if op._phase is not Phase.NEW:
+        if op._started:
             raise IdempotencyError(f"the operation {op.key!r} was entered before; make a new one for each call")
         op._started = time.monotonic()
         op._outer = current.get()
@@ -118,11 +119,13 @@ class Engine:
         if self._cache is not None and (record := self._cache.get(op.key)) is not None:
             self._judge_cached(op, record)
             return
+        asked = self.store.clock()
         try:
             outcome = await self._claim(op)
         except StoreError as error:
             self.tell("store_error", op, error)
-            if op._options.on_store_error == "raise" or not isinstance(error, StoreUnavailableError):
+            down = isinstance(error, StoreUnavailableError) and not isinstance(error, StillRunningError)
+            if op._options.on_store_error == "raise" or not down:
                 raise
             self.tell("ran_unprotected", op, error, warning=True)
             self._enter(op, Phase.UNPROTECTED)
@@ -134,7 +137,7 @@ class Engine:
             self._start(op, outcome)
         elif isinstance(outcome, Replay):
             if self._cache is not None:
-                self._cache.put(outcome.record)
+                self._cache.put(outcome.record, self.store.clock() - asked)
             self._replay(op, outcome.record, "store")
         else:
             raise self._mismatch(op, outcome)
@@ -153,11 +156,16 @@ class Engine:
         data: str | None = None
         try:
             data = op._options.codec.encode(result)
+            if not isinstance(data, str):  # orjson.dumps gives bytes
+                refused = CodecError(f"the codec returned {type(data).__name__}, not text")
         except CodecError as error:
             refused = error
         except Exception as error:  # noqa: BLE001 - a codec of the user's may raise anything: whatever it is, there is no text
             refused = CodecError(f"the codec failed to encode the result: {error!r}")
             refused.__cause__ = error
+        except BaseException:  # interrupted: nothing is stored, and nobody may wait for it
+            self._ended(op, None)
+            raise
         if refused is None:
             await self._complete(op, data, None, None, result)
             return
@@ -173,14 +181,17 @@ class Engine:
         if phase is not Phase.RUNNING:
             return
         if isinstance(error, GeneratorExit):
-            self._ended(op, None)  # a closed coroutine cannot await: its record is an orphan when the lease is over
+            self._ended(op, None)
+            if op._options.on_cancel == "release" and op._claim is not None:
+                self.store.release_soon(op._claim)  # a closed coroutine cannot await
             return
         options = op._options
         if op._lost is not None:
             self._ended(op, None)
             if isinstance(error, asyncio.CancelledError) and self._cancelled_by_others(op):
                 return
-            raise LeaseLostError(op.key, str(op._lost)) from error
+            op._lost.result = op._given
+            raise op._lost from error
         if isinstance(error, options.replay_exceptions):
             await self._complete(op, None, "exception", describe(error), None, error)
         elif _choice(options, error) == "release":
@@ -301,7 +312,11 @@ class Engine:
             op._local.renewer.drop(op._claim)
         if op._lost is not None and op._task is not None:
             op._task.uncancel()  # the cancellation was ours, and ends here
-        current.set(op._outer)
+        if current.get() is op:  # else this is another context, or operations that overlap in one
+            outer = op._outer
+            while outer is not None and outer._phase is Phase.ENDED:
+                outer = outer._outer
+            current.set(outer)
 
     def _ended(self, op: Operation, record: Record | None, *, free: bool = False) -> None:
         if op._local is not None:
@@ -323,19 +338,28 @@ class Engine:
         claim = op._claim
         assert claim is not None
         record: Record | None = None
+        sent = self.store.clock()  # the ttl counts from the write, which is not before this
         try:
-            await self.store.finish(claim, data, op._options.ttl_ms, outcome, error)
-            ttl_ms = max(op._options.ttl_ms, 1000)
+            try:
+                await self.store.finish(claim, data, op._options.ttl_ms, outcome, error)
+            except StoreUnavailableError:
+                raise
+            except StoreError as refusal:
+                # Refused, and nothing was written: by far the likeliest reason is the size of the result.
+                data, outcome, error = None, "too_large", None
+                await self.store.finish(claim, None, op._options.ttl_ms, outcome, None)
+                self.tell("result_unavailable", op, refusal, warning=True)
+            lives = max(op._options.ttl_ms, 1000) / 1000 - (self.store.clock() - sent)
             record = Record(
-                op.key,
-                State.COMPLETED,
-                claim.owner,
-                claim.attempt,
-                data,
-                claim._fingerprint,
-                outcome,
-                ttl_ms / 1000,
-                error,
+                key=op.key,
+                state=State.COMPLETED,
+                owner=claim.owner,
+                attempt=claim.attempt,
+                data=data,
+                fingerprint=claim._fingerprint,
+                outcome=outcome,
+                expires_in=lives,
+                error=error,
             )
         except LeaseLostError as lost:
             if op._lost is None:
@@ -375,7 +399,8 @@ def _choice(options: Options, error: BaseException) -> str:
         return options.on_failure
     try:
         choice = options.on_failure(error)
-    except Exception:  # noqa: BLE001 - the user's function: it must not hide what the handler raised
+    except Exception as broken:  # noqa: BLE001 - the user's function: it must not hide what the handler raised
+        broken.__context__ = None  # what the handler raised is not for the log
         logger.exception("on_failure_failed")
         return "keep"
     if choice not in ("release", "keep"):

@@ -6,6 +6,7 @@ block. Whatever it raises is logged and goes no further: telemetry never breaks 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -72,21 +73,24 @@ def emit(hooks: Iterable[Hook], event: Event) -> None:
     for hook in hooks:
         try:
             hook(event)
-        except Exception:  # a hook is the user's telemetry: its failure must not change what the operation does
-            logger.exception("hook_failed", extra={"event": event.name, "key_digest": digest(event.key)})
+        except (
+            Exception
+        ) as error:  # a hook is the user's telemetry: its failure must not change what the operation does
+            error.__context__ = None  # the operation's own error, whose text names the key
+            with contextlib.suppress(Exception):
+                logger.exception("hook_failed", extra={"event": event.name, "key_digest": digest(event.key)})
 
 
 def warn(event: Event) -> None:
     """Log ``event`` as a warning: its name is the message, the key appears only as a digest, payloads never."""
     error, cause = event.error, event.error.__cause__ if event.error is not None else None
-    logger.warning(
-        event.name,
-        extra={
-            "operation": event.operation,
-            "key_digest": digest(event.key),
-            "attempt": event.attempt,
-            # Only the classes: messages name keys, and a traceback's may hold anything.
-            "error": type(error).__name__ if error is not None else None,
-            "cause": type(cause).__name__ if cause is not None else None,
-        },
-    )
+    extra = {
+        "operation": event.operation,
+        "key_digest": digest(event.key),
+        "attempt": event.attempt,
+        # Only the classes: messages name keys, and a traceback's may hold anything.
+        "error": type(error).__name__ if error is not None else None,
+        "cause": type(cause).__name__ if cause is not None else None,
+    }
+    with contextlib.suppress(Exception):  # a filter of the user's that raises is telemetry too
+        logger.warning(event.name, extra=extra)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import warnings
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from typing import Any, Final, Literal, ParamSpec, Protocol, TypeAlias, TypeVar, TypeVarTuple, Unpack, final, overload
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from typing import Any, Final, Literal, ParamSpec, Protocol, TypeVar, TypeVarTuple, Unpack, final, overload
 
 from .codecs import UNRESOLVED, Codec, JSONCodec, return_annotation
 from .durations import Duration
@@ -16,7 +16,16 @@ from .hooks import Hook
 from .keys import canonical, check_key, digest, fingerprint, key_text, qualify
 from .model import Record
 from .operation import Operation
-from .options import Options, Overrides
+from .options import Options, Overrides, is_coroutine_callable
+from .signatures import (
+    Selector,
+    annotation_for,
+    awaitable_of,
+    refuse_method,
+    refuse_uncallable,
+    refuse_undecorable,
+    selector,
+)
 from .stores.base import Store
 
 __all__ = ["Idempotency"]
@@ -24,9 +33,6 @@ __all__ = ["Idempotency"]
 P = ParamSpec("P")
 R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
-
-Selector: TypeAlias = str | Sequence[str] | Callable[..., Any]
-"""One parameter name, several, or a callable of the same arguments."""
 
 MAX_LOCAL_CACHE: Final = 10_000_000
 
@@ -106,15 +112,17 @@ class Idempotency:
     ) -> None:
         if not isinstance(store, Store):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without a type checker
             raise ConfigurationError(f"store must be a Store such as MemoryStore(), not {store!r}")
-        if not isinstance(namespace, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not _is_utf8(namespace):
             raise ConfigurationError(f"namespace must be text, not {namespace!r}")
         if isinstance(local_cache, bool) or not isinstance(local_cache, int) or not 0 <= local_cache <= MAX_LOCAL_CACHE:
             raise ConfigurationError(
                 f"local_cache must be a whole number from 0 to {MAX_LOCAL_CACHE}, not {local_cache!r}"
             )
+        if not isinstance(hooks, Iterable):
+            raise ConfigurationError(f"hooks must be a sequence of hooks, not {hooks!r}")
         hooks = tuple(hooks)
         for hook in hooks:
-            if not callable(hook) or inspect.iscoroutinefunction(hook):
+            if not callable(hook) or is_coroutine_callable(hook):
                 raise ConfigurationError(f"a hook must be a plain function of one event, not {hook!r}")
         options = Options.of(
             lease=lease,
@@ -201,7 +209,11 @@ class Idempotency:
         checked = self._options.override(options)
         if fn is not None:
             return self._protect(fn, key, payload, name, checked)
-        return functools.partial(self._protect, key=key, payload=payload, name=name, options=checked)
+
+        def decorate(fn: Callable[..., Any], /) -> Callable[..., Any]:
+            return self._protect(fn, key, payload, name, checked)
+
+        return decorate
 
     def operation(
         self, key: str | None, *, payload: object = None, name: str | None = None, **options: Unpack[Overrides]
@@ -253,10 +265,10 @@ class Idempotency:
             IdempotencyError: whatever ``async with`` on an operation raises.
         """
         checked = self._options.override(options)
-        _refuse_uncallable(fn)
-        annotation = _annotation_for(fn, checked)
+        refuse_uncallable(fn)
+        annotation = annotation_for(fn, checked)
         op = self._operation(key, payload, name or getattr(fn, "__qualname__", None), annotation, checked)
-        result: R = await self._engine.call(op, _awaitable_of(fn), args, {})
+        result: R = await self._engine.call(op, awaitable_of(fn), args, {})
         return result
 
     def key_for(self, fn: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> str:
@@ -270,7 +282,8 @@ class Idempotency:
         protected = getattr(fn, "__asyncidem__", None)
         if not isinstance(protected, Protected) or protected.owner is not self:
             raise ConfigurationError(f"{fn!r} was not decorated by this Idempotency")
-        key = protected.key(args, kwargs)
+        bound = (fn.__self__, *args) if inspect.ismethod(fn) else args
+        key = protected.key(bound, kwargs)
         if not key:
             raise MissingKeyError(f"the arguments of {protected.label} give no key: it is None or empty")
         return key
@@ -339,19 +352,19 @@ class Protected:
         name: str | None,
         options: Options,
     ) -> None:
-        _refuse_undecorable(fn)
+        refuse_undecorable(fn)
         self.owner = owner
-        if name is not None and (not isinstance(name, str) or not name):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if name is not None and (not _is_utf8(name) or not name):
             raise ConfigurationError(f"name must be text, not {name!r}")
         self.label: str = name or f"{fn.__module__}.{fn.__qualname__}"
         self._fn = fn
         self._options = options
         self._signature = inspect.signature(fn)
         if key is None:
-            _refuse_method(fn, self._signature)
+            refuse_method(fn, self._signature)
         self._scope = qualify(owner.namespace, qualify(self.label, ""))
-        self._key = None if key is None else _selector("key", key, self._signature)
-        self._payload = None if payload is None else _selector("payload", payload, self._signature)
+        self._key = None if key is None else selector("key", key, self._signature)
+        self._payload = None if payload is None else selector("payload", payload, self._signature)
         self._several = key is not None and not isinstance(key, str) and not callable(key)
         self._annotation = return_annotation(fn)
         options.codec.check(self._annotation)
@@ -377,7 +390,7 @@ class Protected:
             ConfigurationError: the return annotation still names what does not exist.
         """
         if self._annotation is UNRESOLVED:
-            self._annotation = _annotation_for(self._fn, self._options)
+            self._annotation = annotation_for(self._fn, self._options)
         key = self.key(args, kwargs)
         if not key and self._options.missing_key == "raise":
             raise MissingKeyError(f"the arguments of {self.label} give no key: it is None or empty")
@@ -386,100 +399,9 @@ class Protected:
         return Operation(engine, key, self.label, mark, self._annotation, self._options)
 
 
-def _annotation_for(fn: Callable[..., Any], options: Options) -> Any:
-    """Return the return annotation of a function that is about to be called, checked by its codec."""
-    annotation = return_annotation(fn)
-    options.codec.check(annotation)
-    if annotation is UNRESOLVED and options.codec.needs_annotation:
-        name = getattr(fn, "__qualname__", repr(fn))
-        raise ConfigurationError(
-            f"the return annotation of {name} names what does not exist where it is defined; name the type in the "
-            f"codec, such as PydanticCodec(Model)"
-        )
-    return annotation
-
-
-def _refuse_undecorable(fn: Any) -> None:
-    if type(fn) in (staticmethod, classmethod):
-        raise ConfigurationError(f"put @idempotent below @{type(fn).__name__}, next to the function {fn!r}")
-    if inspect.isasyncgenfunction(fn):
-        raise ConfigurationError(f"{fn!r} is an async generator: it has no single result to store")
-    if not inspect.iscoroutinefunction(fn):
-        raise ConfigurationError(f"{fn!r} is not a coroutine function; define it with async def")
-    if not hasattr(fn, "__qualname__"):
-        raise ConfigurationError(f"{fn!r} has no name to make keys of; decorate the function itself")
-
-
-def _refuse_method(fn: Any, signature: inspect.Signature) -> None:
-    """Refuse a method without ``key``: two instances may be two tenants, and a digest cannot tell them apart."""
-    owner = fn.__qualname__.rpartition(".")[0]
-    first = next(iter(signature.parameters), "")
-    if inspect.ismethod(fn) or first in ("self", "cls") or (owner and not owner.endswith("<locals>")):
-        raise ConfigurationError(f"{fn.__qualname__} is a method: say with key= what tells one call from another")
-
-
-def _refuse_uncallable(fn: Any) -> None:
-    if not callable(fn):
-        raise ConfigurationError(f"run takes a coroutine function and its arguments, not {fn!r}")
-    plain = inspect.isfunction(fn) and fn.__name__ != "<lambda>" and not inspect.iscoroutinefunction(fn)
-    if plain or isinstance(fn, type) or inspect.isasyncgenfunction(fn):
-        raise ConfigurationError(f"{fn!r} is not a coroutine function; define it with async def")
-
-
-def _awaitable_of(fn: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
-    if inspect.iscoroutinefunction(fn):
-        return fn
-
-    async def call(*args: Any) -> Any:
-        awaitable = fn(*args)
-        if not inspect.isawaitable(awaitable):
-            raise ConfigurationError(f"{fn!r} returned {type(awaitable).__name__}, not an awaitable; use async def")
-        return await awaitable
-
-    return call
-
-
-def _selector(
-    option: str, chosen: Selector, signature: inspect.Signature
-) -> Callable[[tuple[Any, ...], dict[str, Any]], Any]:
-    """Return a function of a call's arguments that gives what was chosen of them."""
-    if isinstance(chosen, str):
-        return _parameter(option, chosen, signature)
-    if callable(chosen):
-        if inspect.iscoroutinefunction(chosen):
-            raise ConfigurationError(f"{option} must be a plain function, not the coroutine function {chosen!r}")
-        return lambda args, kwargs: chosen(*args, **kwargs)
-    if not isinstance(chosen, list | tuple) or not chosen:
-        raise ConfigurationError(
-            f"{option} must be parameter names or a callable of the same arguments, not {chosen!r}"
-        )
-    parts = [_parameter(option, name, signature) for name in chosen]
-    return lambda args, kwargs: [part(args, kwargs) for part in parts]
-
-
-def _parameter(
-    option: str, name: Any, signature: inspect.Signature
-) -> Callable[[tuple[Any, ...], dict[str, Any]], Any]:
-    """Return a function that finds one parameter's value without binding all of them, where its place is fixed."""
-    parameters = signature.parameters
-    if name not in parameters:
-        names = ", ".join(parameters) or "none"
-        raise ConfigurationError(f"{option}={name!r} names no parameter; there are: {names}")
-    parameter = parameters[name]
-    place = list(parameters).index(name)
-    positional = parameter.kind in (parameter.POSITIONAL_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-    keyword = parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
-
-    def find(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if keyword and name in kwargs and not (positional and place < len(args)):
-            return kwargs[name]
-        if positional and place < len(args):
-            return args[place]
-        bound = signature.bind(*args, **kwargs)  # a default, *args or **kwargs; or the call's own TypeError
-        bound.apply_defaults()
-        return bound.arguments[name]
-
-    return find
+def _is_utf8(text: Any) -> bool:
+    """Say whether ``text`` is text that a store can hold."""
+    return isinstance(text, str) and text.encode("utf-8", "replace") == text.encode("utf-8", "surrogatepass")
 
 
 def _secret(secret: Any) -> bytes | None:

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import hmac
 import json
 import math
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from datetime import date, datetime, time, timedelta
-from decimal import Decimal
 from enum import Enum
 from json.encoder import encode_basestring
 from pathlib import PurePath
@@ -169,6 +168,8 @@ def fingerprint(payload: object, secret: bytes | None = None) -> str:
     text = canonical(payload).encode()
     if secret is None:
         return hashlib.sha256(text).hexdigest()[:32]
+    import hmac  # noqa: PLC0415 - few need it, and all would pay
+
     return hmac.digest(secret, text, "sha256").hex()[:32]
 
 
@@ -197,7 +198,7 @@ def _text(value: object) -> str:
         return _array(cast("list[Any]", value))
     if isinstance(value, Enum):
         return _text(value.value)
-    if isinstance(value, (str, int, float, Decimal)):
+    if isinstance(value, (str, int, float)):
         return _scalar(value)
     if isinstance(value, (list, tuple)):
         return _array(cast("list[Any]", value))
@@ -223,14 +224,14 @@ def _int(value: int) -> str:
         raise _UnsupportedError("an int over Python's digit limit") from None
 
 
-def _scalar(value: str | float | Decimal) -> str:
+def _scalar(value: str | float) -> str:
     if isinstance(value, str):
         return encode_basestring(value)
     if isinstance(value, int):
         return _int(value)
-    if not (math.isfinite(value) if isinstance(value, float) else value.is_finite()):
+    if not math.isfinite(value):
         raise _UnsupportedError(f"a {_name(value)} that is NaN or infinite")
-    return float.__repr__(value) if isinstance(value, float) else encode_basestring(str(value))
+    return float.__repr__(value)
 
 
 def _array(values: list[Any]) -> str:
@@ -281,6 +282,11 @@ def _key(key: object) -> str:
 def _other(value: object) -> str:
     if isinstance(value, type):
         raise _UnsupportedError(f"a class ({value.__qualname__})")
+    decimal: Any = sys.modules.get("decimal")  # whoever has one has imported it
+    if decimal is not None and isinstance(value, decimal.Decimal):
+        if not decimal.Decimal.is_finite(value):
+            raise _UnsupportedError(f"a {_name(value)} that is NaN or infinite")
+        return encode_basestring(str(value))
     dump = getattr(value, "model_dump", None)
     if dataclasses.is_dataclass(value) or callable(dump):
         try:

@@ -54,6 +54,7 @@ __all__ = [
     "Swap",
     "Unaged",
     "decide",
+    "lease_of",
     "matches",
     "owner_of",
 ]
@@ -123,7 +124,6 @@ class Swap(NamedTuple):
     found: bytes | None = None
 
 
-@dataclass(slots=True, eq=False)
 class Claimed:
     """The key is yours: run, then ``complete`` or ``release``.
 
@@ -133,29 +133,55 @@ class Claimed:
         attempt: 1, or more if an earlier attempt's outcome is unknown.
     """
 
-    key: str
-    owner: str
-    attempt: int
+    __match_args__ = ("key", "owner", "attempt")
+    __slots__ = (
+        "_completion",
+        "_deadline",
+        "_fingerprint",
+        "_lease_ms",
+        "_lives_ms",
+        "_settled",
+        "_stamp",
+        "_ttl_ms",
+        "attempt",
+        "key",
+        "owner",
+    )
+
     # What the store needs for its next writes; a claim belongs to the store that made it.
-    _lease_ms: int = field(repr=False)
-    _lives_ms: int = field(repr=False)  # how long its record in progress lives
-    _ttl_ms: int = field(repr=False)  # how long its result lives
-    _fingerprint: str | None = field(repr=False)
-    _stamp: int = field(default=0, repr=False)  # in_progress_expiration as last written: the next one is greater
-    _deadline: float = field(default=0.0, repr=False)  # the end of the lease on this process' monotonic clock
-    _settled: Literal["", "completed", "released", "lost"] = field(default="", repr=False)
-    _completion: bytes | None = field(default=None, repr=False)  # a repeated completion writes the same bytes
+    _lives_ms: int  # how long its record in progress lives
+    _ttl_ms: int  # how long its result lives
+    _stamp: int  # in_progress_expiration as last written: the next one is greater
+    _deadline: float  # the end of the lease on this process' monotonic clock
+    _settled: Literal["", "completed", "released", "lost"]
+    _completion: bytes | None  # a repeated completion writes the same bytes
+
+    def __init__(
+        self, key: str, owner: str, attempt: int, lease_ms: int, lives_ms: int, ttl_ms: int, fingerprint: str | None
+    ) -> None:
+        self.key = key
+        self.owner = owner
+        self.attempt = attempt
+        self._lease_ms = lease_ms
+        self._lives_ms = lives_ms
+        self._ttl_ms = ttl_ms
+        self._fingerprint = fingerprint
+        self._stamp = 0
+        self._deadline = 0.0
+        self._settled = ""
+        self._completion = None
+
+    def __repr__(self) -> str:
+        return f"Claimed(key={self.key!r}, owner={self.owner!r}, attempt={self.attempt!r})"
 
 
-@dataclass(frozen=True, slots=True)
-class Replay:
+class Replay(NamedTuple):
     """The operation completed: here is its record."""
 
     record: Record
 
 
-@dataclass(frozen=True, slots=True)
-class InProgress:
+class InProgress(NamedTuple):
     """Another call with this key is running.
 
     Attributes:
@@ -167,8 +193,7 @@ class InProgress:
     record: Record | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Mismatch:
+class Mismatch(NamedTuple):
     """The key was used with another payload.
 
     Attributes:
@@ -178,20 +203,17 @@ class Mismatch:
     record: Record
 
 
-@dataclass(frozen=True, slots=True)
-class Orphan:
+class Orphan(NamedTuple):
     """What is there may be taken over. ``attempt`` is the one that was left behind, 1 where nothing says."""
 
     attempt: int
     fingerprint: str | None
 
 
-@dataclass(frozen=True, slots=True)
 class Own:
     """What is there was written by the claim that asks: its reply had been lost."""
 
 
-@dataclass(frozen=True, slots=True)
 class Unaged:
     """In progress; whether it is an orphan cannot be said before its time left is known."""
 
@@ -199,19 +221,29 @@ class Unaged:
 Decision: TypeAlias = Own | Replay | Mismatch | InProgress | Orphan | Unaged
 
 
-@dataclass(frozen=True, slots=True)
 class Attributes:
-    """Names of the record's attributes, for peers whose Powertools layer was given others."""
+    """Names of the record's attributes, for peers whose Powertools layer was given others.
 
-    status_attr: str = "status"
-    expiry_attr: str = "expiration"
-    in_progress_expiry_attr: str = "in_progress_expiration"
-    data_attr: str = "data"
-    validation_key_attr: str = "validation"
+    Raises:
+        ConfigurationError: a name is none, or would overwrite another attribute.
+    """
 
-    def __post_init__(self) -> None:
-        """Refuse names that would overwrite each other or our own attributes."""
-        names: list[Any] = [getattr(self, name) for name in self.__slots__]
+    __slots__ = ("data_attr", "expiry_attr", "in_progress_expiry_attr", "status_attr", "validation_key_attr")
+
+    def __init__(
+        self,
+        status_attr: str = "status",
+        expiry_attr: str = "expiration",
+        in_progress_expiry_attr: str = "in_progress_expiration",
+        data_attr: str = "data",
+        validation_key_attr: str = "validation",
+    ) -> None:
+        self.status_attr = status_attr
+        self.expiry_attr = expiry_attr
+        self.in_progress_expiry_attr = in_progress_expiry_attr
+        self.data_attr = data_attr
+        self.validation_key_attr = validation_key_attr
+        names: list[Any] = [getattr(self, option) for option in self.__slots__]
         for option, name in zip(self.__slots__, names, strict=True):
             if not isinstance(name, str) or not name:
                 raise ConfigurationError(f"{option} must be a name, not {name!r}")
@@ -406,6 +438,13 @@ def owner_of(value: bytes) -> str | None:
         return None
     end = value.find(b'"', len(prefix))
     return value[len(prefix) : end].decode("ascii", "replace") if end > 0 else None
+
+
+def lease_of(value: bytes) -> int | None:
+    """Return the lease in milliseconds that a record of ours in progress names, or None for other bytes."""
+    _, found, rest = value.rpartition(b', "lease": ')
+    digits = rest.partition(b",")[0]
+    return int(digits) if found and digits.isdigit() else None
 
 
 def _text(value: object) -> str | None:

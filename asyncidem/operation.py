@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from contextvars import ContextVar
 from enum import Enum
 from typing import Any, Final, Protocol, Self
@@ -92,6 +93,7 @@ class Operation:
         "_annotation",
         "_cancelling",
         "_claim",
+        "_downstream",
         "_engine",
         "_fingerprint",
         "_local",
@@ -121,6 +123,7 @@ class Operation:
         self._phase = Phase.NEW
         self._claim: Claimed | None = None
         self._local: Shared | None = None
+        self._downstream: str | None = None
         self._record: Record | None = None
         self._result: Any = _UNSET
         self._replayed = False
@@ -133,8 +136,13 @@ class Operation:
 
     @property
     def downstream_key(self) -> str:
-        """32 hex digits of the key, the same at every attempt: hand them on as a provider's idempotency key."""
-        return digest(self.key)
+        """32 hex digits of the key, the same at every attempt: hand them on as a provider's idempotency key.
+
+        An operation that runs without a key has some of its own: they must not merge it with others.
+        """
+        if self._downstream is None:
+            self._downstream = digest(self.key) if self.key else os.urandom(16).hex()
+        return self._downstream
 
     @property
     def attempt(self) -> int:
@@ -203,7 +211,11 @@ class Operation:
         if error is not None:
             await self._engine.fail(self, error)
         else:
-            await self._engine.finish(self, None if self._result is _UNSET else self._result)
+            await self._engine.finish(self, self._given)
+
+    @property
+    def _given(self) -> Any:
+        return None if self._result is _UNSET else self._result
 
     # -- what the renewer tells ---------------------------------------------------------------------------------------
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal, TypeAlias, TypedDict
+from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict
 
 from .codecs import Codec
 from .durations import to_ms
 from .errors import ConfigurationError
 from .model import Record
 
-__all__ = ["Options", "Overrides"]
+__all__ = ["Options", "Overrides", "is_coroutine_callable"]
 
 Choice: TypeAlias = Literal["release", "keep"]
 
@@ -45,8 +43,7 @@ CHOICES: dict[str, tuple[str, str]] = {
 }
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
+class Options(NamedTuple):
     """Checked options, in whole milliseconds (``wait`` in seconds); see ``Idempotency`` for what they mean."""
 
     lease_ms: int
@@ -75,7 +72,7 @@ class Options:
         """Return these options with others in place of some. Raises what :meth:`of` raises."""
         if not overrides:
             return self
-        return dataclasses.replace(self, **dict(_check(option, given) for option, given in overrides.items()))
+        return self._replace(**dict(_check(option, given) for option, given in overrides.items()))
 
 
 def _check(option: str, given: Any) -> tuple[str, Any]:
@@ -94,6 +91,12 @@ def _check(option: str, given: Any) -> tuple[str, Any]:
     if check is None:
         raise ConfigurationError(f"unknown option {option!r}; there are {', '.join(sorted(Overrides.__annotations__))}")
     return option, check(option, given)
+
+
+def is_coroutine_callable(given: Any) -> bool:
+    """Say whether calling ``given`` makes a coroutine; objects whose ``__call__`` is ``async def`` included."""
+    call = getattr(given.__class__, "__call__", None)  # noqa: B004 - it is looked at, not tested
+    return inspect.iscoroutinefunction(given) or inspect.iscoroutinefunction(call)
 
 
 def _flag(option: str, given: Any) -> bool:
@@ -125,5 +128,5 @@ def _function(option: str, given: Any) -> Any:
 
 
 def _plain(option: str, given: Any) -> None:
-    if inspect.iscoroutinefunction(given):
+    if is_coroutine_callable(given):
         raise ConfigurationError(f"{option} must be a plain function, not the coroutine function {given!r}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import weakref
 from collections.abc import Awaitable, Callable
+from contextvars import Context
 from typing import Protocol
 
 from .errors import LeaseLostError, StoreError
@@ -78,7 +79,7 @@ class Renewer:
         if self._timer is not None:
             self._timer.cancel()
         self._due = due
-        self._timer = self._loop.call_at(due, self._tick)
+        self._timer = self._loop.call_at(due, self._tick, context=Context())
 
     def _tick(self) -> None:
         self._timer = None

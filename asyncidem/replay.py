@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Iterable
-from types import WrapperDescriptorType
 from typing import Any
 
 from .codecs import JSONCodec
@@ -18,6 +17,7 @@ from .errors import CodecError, ReplayedError
 __all__ = ["describe", "rebuild"]
 
 _codec = JSONCodec()
+HEAP_TYPE = 1 << 9
 
 
 def describe(error: Exception) -> str:
@@ -25,7 +25,11 @@ def describe(error: Exception) -> str:
     described: dict[str, Any] = {"type": _name(type(error)), "message": _message(error)}
     # A class with state outside of its arguments and __dict__ (slots) would come back without it.
     if not any("__slots__" in vars(kind) and vars(kind)["__slots__"] for kind in type(error).__mro__):
-        contents = {"args": list(error.args), "state": {k: v for k, v in vars(error).items() if k != "__notes__"}}
+        contents = {
+            "args": list(error.args),
+            "make": _arguments(error),
+            "state": {k: v for k, v in vars(error).items() if k != "__notes__"},
+        }
         with contextlib.suppress(CodecError):  # then it is replayed as a ReplayedError with its message
             described |= json.loads(_codec.encode(contents))
     return json.dumps(described)
@@ -43,23 +47,35 @@ def rebuild(text: str | None, classes: Iterable[type[Exception]], key: str) -> E
         described: Any = json.loads(text or "")
         name, message = str(described["type"]), str(described["message"])
         arguments: Any = described.get("args")
+        making: Any = described.get("make", arguments)
         attributes: Any = described.get("state")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return ReplayedError(key, "an exception", "its description cannot be read")
     replayed = ReplayedError(key, name, message)
     kind = _find(name, classes)
-    if kind is None or not _is(arguments, list) or not _is(attributes, dict):
+    if kind is None or not _is(arguments, list) or not _is(making, list) or not _is(attributes, dict):
         return replayed
     try:
-        error: Exception = kind.__new__(kind, *arguments)
-        if isinstance(kind.__init__, WrapperDescriptorType):
-            error.__init__(*arguments)  # type: ignore[misc]  # the interpreter's own, which fills errno, name and the like
+        # The interpreter's own, which fill errno, filename and the like.
+        error: Exception = _native(kind, "__new__")(kind, *making)
+        _native(kind, "__init__")(error, *making)
         error.args = tuple(arguments)
         error.__dict__.update(attributes)
     except Exception:  # noqa: BLE001 - a class that changed since must not hide that the operation has failed before
         return replayed
     error.__cause__ = replayed
     return error
+
+
+def _native(kind: type[Exception], name: str) -> Any:
+    """Return a method of the nearest class of the interpreter's own, past whatever the user's classes define."""
+    base = next(base for base in kind.__mro__ if not base.__flags__ & HEAP_TYPE)
+    return getattr(base, name)
+
+
+def _arguments(error: Exception) -> list[Any]:
+    """Return the arguments that make it: an ``OSError`` with a file name has more than its ``args``."""
+    return list(_native(type(error), "__reduce__")(error)[1])
 
 
 def _find(name: str, classes: Iterable[type[Exception]]) -> type[Exception] | None:

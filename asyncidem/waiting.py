@@ -15,14 +15,16 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable
+from contextvars import Context
+from copy import copy
 from enum import Enum
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 
 from .errors import StoreError, StoreUnavailableError, WaitTimeoutError
 from .model import Claimed, InProgress, Mismatch, Orphan, Record, Replay, State, decide
 from .stores.base import Store
 
-__all__ = ["Watches"]
+__all__ = ["StillRunningError", "Watches"]
 
 MIN_PAUSE: Final = 0.005
 MAX_PAUSE: Final = 1.0
@@ -35,29 +37,41 @@ class Word(Enum):
     LATE = "late"
 
 
-Signal: TypeAlias = Record | Literal[Word.FREE, Word.LATE]
+Signal: TypeAlias = Record | StoreError | Literal[Word.FREE, Word.LATE]
 Settled: TypeAlias = Claimed | Replay | Mismatch
+
+
+class StillRunningError(StoreUnavailableError):
+    """The store does not answer, and the key was in progress when it last did: nobody may run it unprotected."""
+
+
+class Waiter(NamedTuple):
+    """Who waits, and since when."""
+
+    fingerprint: str | None
+    since: float
 
 
 class Watch:
     """What is known of one key that tasks of this process wait for."""
 
-    __slots__ = ("claiming", "failure", "interested", "key", "lease_end", "owned", "poller", "seen", "waiters")
+    __slots__ = ("claiming", "failure", "interested", "key", "lease_end", "owner", "poller", "seen", "waiters")
 
     def __init__(self, key: str) -> None:
         self.key = key
         self.interested = 0
         self.claiming = False
-        self.owned = False
+        self.owner: Claimed | None = None
         self.seen: Record | None = None
         self.lease_end = 0.0
         self.failure: StoreError | None = None
-        self.waiters: dict[asyncio.Future[Signal], str | None] = {}
+        self.waiters: dict[asyncio.Future[Signal], Waiter] = {}
         self.poller: asyncio.Task[None] | None = None
 
     def elect(self) -> None:
-        """Let one waiter claim, unless one does already."""
-        if self.claiming or self.owned:
+        """The key may be free: let one waiter claim, unless one does already."""
+        self.seen = None
+        if self.claiming or self.owner is not None:
             return
         for waiter in self.waiters:
             if not waiter.done():
@@ -68,9 +82,15 @@ class Watch:
     def learn(self, record: Record) -> None:
         """Tell the record to those whom it concerns: to all when completed, else to those with another payload."""
         self.seen = record
-        for waiter, fingerprint in self.waiters.items():
-            if not waiter.done() and (record.state is State.COMPLETED or _differs(record, fingerprint)):
-                waiter.set_result(record)
+        for future, waiter in self.waiters.items():
+            if not future.done() and (record.state is State.COMPLETED or _differs(record, waiter.fingerprint)):
+                future.set_result(record)
+
+    def fail(self, error: StoreError, before: float) -> None:
+        """Give an error of the store to those who wait since ``before``."""
+        for future, waiter in self.waiters.items():
+            if not future.done() and waiter.since <= before:
+                future.set_result(error)
 
 
 class Watches:
@@ -106,7 +126,7 @@ class Watches:
         deadline = self._loop.time() + wait
         watch = self._watches.setdefault(key, Watch(key))
         watch.interested += 1
-        elected = not watch.claiming and not watch.owned and watch.poller is None
+        elected = not watch.claiming and watch.owner is None and watch.poller is None
         watch.claiming = watch.claiming or elected
         waited = False
         try:
@@ -119,6 +139,8 @@ class Watches:
                 signal = await self._wait(watch, fingerprint, deadline)
                 if signal is Word.LATE:
                     raise self._late(watch)
+                if isinstance(signal, StoreError):
+                    raise copy(signal) from (signal.__cause__ or signal)  # each waiter raises one of its own
                 elected = signal is Word.FREE
                 if isinstance(signal, Record):
                     decision = decide(signal, None, owner=None, fingerprint=fingerprint, now_ms=0, aged=False)
@@ -139,7 +161,7 @@ class Watches:
         watch = self._watches.get(key)
         if watch is None:
             return
-        watch.owned = False
+        watch.owner = None
         if record is not None:
             watch.learn(record)
         elif free:
@@ -148,7 +170,10 @@ class Watches:
         self._tidy(watch)
 
     async def aclose(self) -> None:
-        """Stop polling; leave no task behind."""
+        """Stop polling, and tell those who wait; leave no task behind."""
+        closed = StoreUnavailableError("the store was closed meanwhile", outcome_unknown=False)
+        for watch in self._watches.values():
+            watch.fail(closed, self._loop.time())
         pollers = list(self._pollers)
         for poller in pollers:
             poller.cancel()
@@ -159,14 +184,21 @@ class Watches:
     ) -> Claimed | Replay | InProgress | Mismatch:
         try:
             outcome = await claim()
-        except BaseException:
+        except BaseException as error:
             watch.claiming = False
-            watch.elect()  # it failed or was cancelled; what holds for it need not hold for the next
+            if isinstance(error, StoreError):
+                # Who has waited through a whole store call would only find the same, one after the other.
+                watch.fail(error, self._loop.time() - self._store.timeout)
+            watch.elect()  # what failed or was cancelled here need not fail for the next
             raise
         watch.claiming = False
         if isinstance(outcome, Claimed):
-            watch.owned = True
-            watch.seen = None
+            watch.owner = outcome
+            watch.learn(
+                Record(
+                    watch.key, State.INPROGRESS, outcome.owner, outcome.attempt, None, outcome._fingerprint, None, None
+                )
+            )
         elif isinstance(outcome, Replay | Mismatch):
             watch.learn(outcome.record)
         else:
@@ -178,14 +210,17 @@ class Watches:
 
     async def _wait(self, watch: Watch, fingerprint: str | None, deadline: float) -> Signal:
         if watch.seen is not None and _differs(watch.seen, fingerprint):
-            return watch.seen
+            if watch.owner is None:
+                await self._look_once(watch)  # what was seen there may be gone
+            if watch.seen is not None and _differs(watch.seen, fingerprint):
+                return watch.seen
         waiter: asyncio.Future[Signal] = self._loop.create_future()
-        watch.waiters[waiter] = fingerprint
+        watch.waiters[waiter] = Waiter(fingerprint, self._loop.time())
         self._poll(watch)
         timer = self._loop.call_at(deadline, _late, waiter)
         try:
             return await waiter
-        except asyncio.CancelledError:
+        except BaseException:  # cancelled, or closed
             if waiter.done() and not waiter.cancelled() and waiter.result() is Word.FREE:
                 watch.claiming = False
                 del watch.waiters[waiter]
@@ -197,8 +232,10 @@ class Watches:
 
     def _late(self, watch: Watch) -> Exception:
         retry_after = max(0.0, watch.lease_end - self._loop.time())
+        if watch.owner is not None:
+            retry_after = max(0.0, watch.owner._deadline - self._store.clock())
         if watch.failure is not None:
-            error = StoreUnavailableError(
+            error = StillRunningError(
                 f"{watch.key!r} was in progress when last seen, and the store does not answer", outcome_unknown=False
             )
             error.__cause__ = watch.failure
@@ -206,7 +243,7 @@ class Watches:
         return WaitTimeoutError(watch.key, retry_after)
 
     def _tidy(self, watch: Watch) -> None:
-        if watch.interested == 0 and not watch.owned:
+        if watch.interested == 0 and watch.owner is None:
             if watch.poller is not None:
                 watch.poller.cancel()
             if self._watches.get(watch.key) is watch:
@@ -214,27 +251,28 @@ class Watches:
 
     def _poll(self, watch: Watch) -> None:
         """Poll while somebody waits and nobody of this process owns the key."""
-        if (
-            watch.poller is None
-            and watch.waiters
-            and not watch.owned
-            and not watch.claiming
-            and not self._loop.is_closed()
-        ):
-            watch.poller = self._loop.create_task(self._look(watch))
+        if watch.poller is None and watch.waiters and not watch.claiming and not self._loop.is_closed():
+            watch.poller = self._loop.create_task(self._look(watch), context=Context())
             self._pollers.add(watch.poller)
             watch.poller.add_done_callback(self._pollers.discard)
 
     async def _look(self, watch: Watch) -> None:
         began = self._loop.time()
         try:
-            while watch.waiters and not watch.owned:
+            while watch.waiters:
+                if watch.owner is not None:
+                    left = watch.owner._deadline - self._store.clock()
+                    if left > 0:  # it ends here, or is renewed
+                        await asyncio.sleep(min(left + 0.001, MAX_PAUSE))
+                        continue
+                    watch.owner = None  # forgotten without an end, or not renewed: others may have taken over
+                    began = self._loop.time()
                 now = self._loop.time()
                 pause = min(MAX_PAUSE, max(MIN_PAUSE, (now - began) / 10)) * random.uniform(1.0, 1.2)  # noqa: S311 - no secret
                 if watch.lease_end > now:
                     pause = min(pause, watch.lease_end - now + 0.001)  # an orphan is taken over when it becomes one
                 await asyncio.sleep(pause)
-                if not watch.claiming and not watch.owned:
+                if not watch.claiming and watch.owner is None:
                     await self._look_once(watch)
         finally:
             watch.poller = None
@@ -242,8 +280,11 @@ class Watches:
     async def _look_once(self, watch: Watch) -> None:
         try:
             decision = await self._store.look(watch.key)
-        except StoreError as error:
+        except StoreUnavailableError as error:
             watch.failure = error  # the waiters have time left, and the store may come back within it
+            return
+        except StoreError as error:
+            watch.fail(error, self._loop.time())  # it is not ours to touch, and that does not pass
             return
         watch.failure = None
         if decision is None or isinstance(decision, Orphan):

@@ -37,13 +37,14 @@ most 0.5 s (:mod:`asyncidem.cancellation`).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Final, Literal, Protocol, Self, TypeVar
 
 from ..cancellation import linger
-from ..durations import Duration, to_ms
+from ..durations import MAX_MS, Duration, to_ms
 from ..errors import ConfigurationError, LeaseLostError, StoreError, StoreUnavailableError
 from ..keys import check_key
 from ..model import (
@@ -165,6 +166,8 @@ class Store(Ownership):
             MissingKeyError: it is empty.
             ConfigurationError: lease or ttl is no duration.
         """
+        if not (fingerprint is None or isinstance(fingerprint, str)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError(f"fingerprint must be text, not {type(fingerprint).__name__}")
         return await self.acquire(check_key(key), to_ms(lease, "lease"), to_ms(ttl, "ttl"), fingerprint)
 
     async def complete(
@@ -203,6 +206,14 @@ class Store(Ownership):
             return  # nothing releases a key whose result is on its way
         claim._settled = "released"
         await self._insist(claim, lambda: self._give_back(claim))
+
+    def release_soon(self, claim: Claimed) -> None:
+        """Release without waiting, for callers that cannot await; without a running loop the lease ends the claim."""
+        with contextlib.suppress(RuntimeError):
+            asyncio.get_running_loop()
+            claim._settled = "released"
+            step = self._settling(claim, lambda: self._give_back(claim))
+            self._spawn(self._repeat(step, claim._lease_ms / 1000))
 
     async def renew(self, claim: Claimed) -> None:
         """Begin the lease anew. Writes also where the record is gone.
@@ -253,7 +264,9 @@ class Store(Ownership):
                     return False
                 if await self._fence_off(key, stored_key, stored):
                     return True
-        raise StoreUnavailableError(f"the record of {key!r} changes faster than it can be deleted; try again")
+        raise StoreUnavailableError(
+            f"the record of {key!r} changes faster than it can be deleted; try again", outcome_unknown=False
+        )
 
     async def aclose(self) -> None:
         """Close the store: give what it still repeats in the background ``timeout`` seconds, then stop it."""
@@ -314,8 +327,13 @@ class Store(Ownership):
                 return decision
             won = isinstance(decision, Claimed)
         if not won or self.clock() - sent >= claim._lease_ms / 3000:
-            # A reply was lost, or late: the lease may be over already, and another may have taken the key.
-            await self.renew(claim)
+            # A reply was lost, or late: the lease may be over already, and another may have taken the key. The
+            # renewal's own reply may be late too: what is handed out has a lease that still runs.
+            for _ in range(MAX_ROUNDS):
+                await self.renew(claim)
+                if self.clock() < claim._deadline:
+                    return claim
+            raise StoreUnavailableError(f"the store answers later than a lease of {claim._lease_ms} ms lasts")
         return claim
 
     async def _write(self, trail: Trail, what: Literal["record", "lock"], write: Awaitable[T]) -> T:
@@ -440,7 +458,12 @@ class Store(Ownership):
                 error=error,
             )
         value, lives_ms = claim._completion, ttl_ms
-        await self._insist(claim, lambda: self._write_completion(claim, value, lives_ms))
+        try:
+            await self._insist(claim, lambda: self._write_completion(claim, value, lives_ms))
+        except StoreError as refused:
+            if not refused.outcome_unknown:
+                claim._completion = None  # refused, so nothing of it is there: another may be tried
+            raise
 
     async def _fence_off(self, key: str, stored_key: str, stored: Stored) -> bool:
         """Delete exactly what was read, or put an orphan of nobody in its place; say whether it was still there."""
@@ -450,7 +473,13 @@ class Store(Ownership):
             record = None  # an operator may delete what this version cannot read
         if record is None or record.state is State.COMPLETED:
             return await self._call(self.remove(stored_key, stored.value, exact=True))
-        lives_ms = max(record.ttl_ms or 0, MIN_TTL_MS)
+        lives_ms = min(max(record.ttl_ms or 0, MIN_TTL_MS), MAX_MS)
+        lock_key, token = stored_key + ":lock", (record.owner or "").encode()
+        if self.lock_blocks_writes:  # that of its takeover would hold off this write too
+            await self._call(self.remove(lock_key, token, exact=True))
         orphan = self._orphan(record.attempt, record.fingerprint, lives_ms)
         swap = self.swap(stored_key, stored.value, orphan, lives_ms, exact=True, or_absent=False)
-        return (await self._call(swap)).written
+        if not (await self._call(swap)).written:
+            return False
+        await self._call(self.remove(lock_key, token, exact=True))  # or it would hold off the next takeover
+        return True

@@ -12,11 +12,11 @@ import contextlib
 import functools
 import inspect
 import os
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from typing import Any, Final, Protocol, TypeVar
 
 from ..errors import ConfigurationError, StoreError, StoreUnavailableError
-from ..model import LEFT_UNKNOWN, Stored, Swap, matches, owner_of
+from ..model import LEFT_UNKNOWN, Stored, Swap, lease_of, matches, owner_of
 from .link import Link, Progress
 
 __all__ = ["Guarded", "RedisClientProtocol"]
@@ -35,15 +35,15 @@ class RedisClientProtocol(Protocol):
     raises is taken for an unknown outcome.
     """
 
-    async def get(self, name: str) -> bytes | str | None:
+    def get(self, name: str, /) -> Awaitable[bytes | str | None]:
         """Return the value, or None if there is none."""
         ...
 
-    async def set(self, name: str, value: bytes, *, px: int, nx: bool) -> object:
+    def set(self, name: str, value: bytes, /, *, px: int, nx: bool) -> Awaitable[object]:
         """Write the value for ``px`` milliseconds, with ``nx`` only if there is none."""
         ...
 
-    async def delete(self, name: str) -> object:
+    def delete(self, name: str, /) -> Awaitable[object]:
         """Delete the key."""
         ...
 
@@ -88,7 +88,7 @@ class Guarded:
             return found
         if key.endswith(":lock"):  # the lock itself needs no other
             return await self._write_absent(key, value, ttl_ms)
-        async with self._locked(key, value):
+        async with self._locked(key, value, owner_of(value)):
             return await self._write_absent(key, value, ttl_ms)
 
     async def _write_absent(self, key: str, value: bytes, ttl_ms: int) -> Stored | None:
@@ -106,7 +106,8 @@ class Guarded:
 
         if not fits(found := await self._get(key)):
             return Swap(False, found)
-        async with self._locked(key, value):
+        # With the fence it is the owner who writes, in its own name or, when it gives a key back, in nobody's.
+        async with self._locked(key, value, owner_of(value if exact else expected)):
             if not fits(found := await self._get(key)):
                 return Swap(False, found)
             if found is None:
@@ -123,25 +124,31 @@ class Guarded:
         if key.endswith(":lock"):
             await self._delete(key)
             return True
-        async with self._locked(key, expected):
+        async with self._locked(key, expected, owner_of(expected)):
             if not matches(await self._get(key), expected, exact=exact):
                 return False
             await self._delete(key)
             return True
 
     @contextlib.asynccontextmanager
-    async def _locked(self, key: str, record: bytes) -> AsyncGenerator[None]:
-        """Hold the key's lock in the name of the record's owner, who may have it already from its takeover."""
-        token = (owner_of(record) or os.urandom(16).hex()).encode()
-        while (held := await self._write_absent(key + ":lock", token, LOCK_MS)) is not None and held.value != token:
-            await self._link.pause(LOCK_PAUSE, f"the lock {key + ':lock'!r} stays taken")
+    async def _locked(self, key: str, record: bytes, owner: str | None) -> AsyncGenerator[None]:
+        """Hold the key's lock in the name of the owner that writes, who may have it already from its takeover."""
+        token = (owner or os.urandom(16).hex()).encode()
+        lock_ms = min(LOCK_MS, lease_of(record) or LOCK_MS)
+        held: bytes | None = None
+        while not await self._set(key + ":lock", token, lock_ms, nx=True):
+            held = await self._get(key + ":lock")
+            if held == token:
+                break
+            if held is not None:  # gone between the two, it was another's, and is asked for again
+                await self._link.pause(LOCK_PAUSE, f"the lock {key + ':lock'!r} stays taken")
         try:
             yield
         except StoreUnavailableError as error:
             error.outcome_unknown = True  # a write whose reply was lost may have been answered by its repetition
             raise
         finally:
-            if held is None:
+            if held != token:
                 # What was written stands, whatever becomes of the lock, which expires by itself.
                 with contextlib.suppress(StoreError):
                     if await self._get(key + ":lock") == token:

@@ -18,7 +18,6 @@ import functools
 import hashlib
 import math
 import os
-import pkgutil
 import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -28,7 +27,7 @@ import redis.asyncio
 from redis import exceptions
 
 from ..errors import ConfigurationError, IdempotencyError, StoreError, StoreUnavailableError
-from .primitives import call_deadline
+from .primitives import Within, call_deadline
 
 __all__ = ["Link", "PoolLink", "Progress", "Script", "refusal"]
 
@@ -62,6 +61,11 @@ HINTS: Final = {
     "NOAUTH": "; check the user name and the password",
 }
 
+inherited: list[Any] = []
+"""What a child process has of its parent's connections. It is kept: to close a transport, as its end as garbage does,
+would take the parent's socket out of the event queue that both processes share.
+"""
+
 forks: list[None] = []
 """As long as there were forks between this process and the one that imported the module."""
 
@@ -77,8 +81,8 @@ def refusal(error: BaseException | None) -> str:
         return ""
     message = str(error)
     # Below Redis 7.0 an error inside a script is wrapped into a sentence: "... @user_script: 9: -READONLY ...".
-    inner = re.search(r"-([A-Z]+) ", message)
-    if inner is not None and "user_script" in message:
+    inner = re.search(r"@user_script: ?[^:]*: -?([A-Z]+) ", message)
+    if inner is not None:
         return inner.group(1)
     first = message.split(" ", 1)[0]
     return first if first.isupper() else message.lower()
@@ -92,8 +96,8 @@ class Script:
     """
 
     def __init__(self, name: str) -> None:
-        data = pkgutil.get_data("asyncidem.stores", f"lua/{name}.lua")
-        assert data is not None, "the loader of every file in the wheel gives data"
+        loader: Any = __spec__.loader  # the module's own, which also reads from a zip file
+        data: bytes = loader.get_data(os.path.join(os.path.dirname(__file__), "lua", f"{name}.lua"))  # noqa: PTH118, PTH120
         self.source = data.decode()
         self.sha = hashlib.sha1(data, usedforsecurity=False).hexdigest()  # Redis names scripts so
 
@@ -119,10 +123,10 @@ class Link:
         self._silence = timeout / 3
         self._loop: asyncio.AbstractEventLoop | None = None
         self._forks = len(forks)
-        self._abandoned: dict[str, asyncio.Task[Any]] = {}
+        self._abandoned: dict[str, set[asyncio.Task[Any]]] = {}
 
-    def reset(self) -> None:
-        """Forget connections that belong to another loop, or to the parent process."""
+    def reset(self, *, forked: bool = False) -> None:
+        """Forget connections that belong to another loop, or with ``forked`` to the parent process."""
 
     def _enter(self) -> asyncio.AbstractEventLoop:
         loop = asyncio.get_running_loop()
@@ -132,7 +136,7 @@ class Link:
                     raise ConfigurationError(
                         "this store is in use on another event loop that is running; make one store for each loop"
                     )
-                self.reset()
+                self.reset(forked=self._forks != len(forks))
             self._abandoned.clear()
             self._loop, self._forks = loop, len(forks)
         return loop
@@ -140,14 +144,15 @@ class Link:
     async def detached(self, key: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
         """Run ``work`` in a task of its own; when the caller is cancelled it goes on, and is waited for by the next."""
         loop = self._enter()
-        prior = self._abandoned.get(key)
-        task = loop.create_task(work() if prior is None else self._after(prior, work))
+        prior = tuple(self._abandoned.get(key, ()))
+        with Within(self._timeout):  # a primitive that is awaited on its own has a deadline too
+            task = loop.create_task(self._after(prior, work) if prior else work())
         done = loop.create_future()
         task.add_done_callback(functools.partial(_set, done))
         try:
             await done
         except asyncio.CancelledError:
-            self._abandoned[key] = task
+            self._abandoned.setdefault(key, set()).add(task)
             task.add_done_callback(functools.partial(self._forget, key))
             raise
         try:
@@ -155,15 +160,17 @@ class Link:
         except asyncio.CancelledError:
             raise StoreUnavailableError("the command was cancelled from outside") from None
 
-    async def _after(self, prior: asyncio.Task[Any], work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        await asyncio.wait((prior,))
+    async def _after(self, prior: tuple[asyncio.Task[Any], ...], work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        await asyncio.wait(prior)
         return await work()
 
     def _forget(self, key: str, task: asyncio.Task[Any]) -> None:
         if not task.cancelled():
             task.exception()  # its caller is gone: what became of it is what the next command finds
-        if self._abandoned.get(key) is task:
-            del self._abandoned[key]
+        tasks = self._abandoned.get(key, set())
+        tasks.discard(task)
+        if not tasks:
+            self._abandoned.pop(key, None)
 
     async def step(self, send: Callable[[Progress], Awaitable[T]]) -> T:
         """Try until there is an answer, the server refuses, or the deadline of the call has come."""
@@ -178,12 +185,13 @@ class Link:
             except IdempotencyError:
                 raise
             except Exception as error:  # noqa: BLE001 - a client may throw anything here; what is not a refusal is not known
-                last = error
-            code = refusal(last)
+                # A try that the deadline cut off says less than the one before it.
+                last = last if last is not None and isinstance(error, TimeoutError) else error
+                code = refusal(error)
+                if isinstance(error, RuntimeError):
+                    self.reset()  # connections of a loop that is gone, from before the store had the client
             if not code:
                 unknown = unknown or progress.sent
-                if isinstance(last, RuntimeError):
-                    self.reset()  # connections of a loop that is gone, from before the store had the client
             elif code not in PASSING:
                 message = f"the server refused: {last}{HINTS.get(code, '')}"
                 if unknown or code in UNWRITABLE:
@@ -191,8 +199,9 @@ class Link:
                 raise StoreError(message) from last
             await asyncio.sleep(min(pause, left))
             pause = min(pause * 2 or 0.01, 0.25)
+        why = f": {last!r}" if last is not None else "; it was over before this command could be sent"
         raise StoreUnavailableError(
-            f"no answer from the server within {self._timeout:g} s: {last!r}", outcome_unknown=unknown
+            f"no answer from the server within {self._timeout:g} s{why}", outcome_unknown=unknown
         ) from last
 
     async def pause(self, seconds: float, why: str) -> None:
@@ -207,7 +216,9 @@ class Link:
 
     async def aclose(self) -> None:
         """Wait for the commands whose callers are gone; they end by their deadlines."""
-        pending = [task for task in self._abandoned.values() if task.get_loop() is asyncio.get_running_loop()]
+        self._enter()  # what is closed next must not be the connections of another loop
+        loop = asyncio.get_running_loop()
+        pending = [task for tasks in self._abandoned.values() for task in tasks if task.get_loop() is loop]
         if pending:
             await asyncio.wait(pending)
 
@@ -230,11 +241,14 @@ class PoolLink(Link):
     def __init__(self, client: redis.asyncio.Redis, timeout: float) -> None:
         super().__init__(timeout)
         self._pool: Any = client.connection_pool
+        self._loaded: set[str] = set()
         self._limit = max(1, min(int(getattr(self._pool, "max_connections", 64) or 64), 2**16))
         self._slots = asyncio.Semaphore(self._limit)
 
-    def reset(self) -> None:
+    def reset(self, *, forked: bool = False) -> None:
         """Forget the pool's connections; the next command opens one of this loop and process."""
+        if forked:
+            inherited.append(self._pool.__dict__.copy())
         self._pool.reset()
         self._slots = asyncio.Semaphore(self._limit)
 
@@ -273,11 +287,14 @@ class PoolLink(Link):
             slots.release()
 
     async def _talk_script(self, script: Script, args: Command, progress: Progress) -> Any:
-        # Inside one try: a server that restarted has lost the script, and may have run it before.
-        try:
-            return (await self._talk((("EVALSHA", script.sha, *args),), progress))[0]
-        except exceptions.NoScriptError:
-            return (await self._talk((("EVAL", script.source, *args),), progress))[0]
+        # The first time with its source, which the server keeps. After that inside one try: a server that restarted
+        # has lost the script, and may have run it before.
+        if script.sha in self._loaded:
+            with contextlib.suppress(exceptions.NoScriptError):
+                return (await self._talk((("EVALSHA", script.sha, *args),), progress))[0]
+        reply = (await self._talk((("EVAL", script.source, *args),), progress))[0]
+        self._loaded.add(script.sha)
+        return reply
 
     async def _talk(self, commands: Sequence[Command], progress: Progress) -> list[Any]:
         connection = await self._pool.get_connection()

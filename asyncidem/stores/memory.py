@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import heapq
 import threading
-from typing import Any
+from typing import Unpack
 
 from ..model import Stored, Swap, matches
 from .base import Store
+from .ownership import StoreOptions
 
 __all__ = ["MemoryStore"]
 
@@ -22,7 +23,7 @@ class MemoryStore(Store):
         **options: the options of :class:`~asyncidem.stores.base.Store`.
     """
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, **options: Unpack[StoreOptions]) -> None:
         super().__init__(**options)
         self._lock = threading.Lock()
         self._values: dict[str, tuple[bytes, float]] = {}

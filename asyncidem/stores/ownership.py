@@ -5,15 +5,35 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Awaitable, Callable
+from typing import TypedDict
 
 from ..cancellation import linger
 from ..durations import Duration, to_ms
 from ..errors import ConfigurationError, LeaseLostError, StoreUnavailableError
-from ..keys import stored_form
+from ..keys import check_key, stored_form
 from ..model import Attributes, Claimed, RecordFormat, matches, owner_of
 from .primitives import Primitives, Within
 
-__all__ = ["Ownership", "new_token"]
+__all__ = ["Ownership", "RecordOptions", "StoreOptions", "new_token"]
+
+
+class RecordOptions(TypedDict, total=False):
+    """The options of every store that have to do with its records."""
+
+    status_attr: str
+    expiry_attr: str
+    in_progress_expiry_attr: str
+    data_attr: str
+    validation_key_attr: str
+    clock: Callable[[], float]
+    wall: Callable[[], float]
+
+
+class StoreOptions(RecordOptions, total=False):
+    """The options of every store."""
+
+    prefix: str
+    timeout: Duration
 
 
 class Ownership(Primitives):
@@ -39,6 +59,7 @@ class Ownership(Primitives):
         super().__init__()
         if not isinstance(prefix, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without a type checker
             raise ConfigurationError(f"prefix must be text, not {prefix!r}")
+        check_key(prefix + "a")
         self.prefix = prefix
         self.timeout = to_ms(timeout, "timeout") / 1000
         self.format = RecordFormat(attributes)
@@ -50,17 +71,22 @@ class Ownership(Primitives):
         while (flying := self._renewals.get(claim.owner)) is not None:
             await asyncio.wait((flying,))
 
-    async def _insist(self, claim: Claimed, write: Callable[[], Awaitable[None]]) -> None:
-        """Do a write that settles a claim; while its outcome is unknown, repeat it in the background.
-
-        Once a claim settles nobody else speaks for it: a cancelled caller waits for the end, it does not stop it.
-        """
+    def _settling(self, claim: Claimed, write: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
+        """Return a step that does ``write`` behind the renewal in flight, in one store call; it may be repeated."""
 
         async def step() -> None:
             with Within(self.timeout):
                 await self._after_renewal(claim)
                 await write()
 
+        return step
+
+    async def _insist(self, claim: Claimed, write: Callable[[], Awaitable[None]]) -> None:
+        """Do a write that settles a claim; while its outcome is unknown, repeat it in the background.
+
+        Once a claim settles nobody else speaks for it: a cancelled caller waits for the end, it does not stop it.
+        """
+        step = self._settling(claim, write)
         try:
             await step()
         except asyncio.CancelledError:

@@ -37,7 +37,7 @@ class Within:
         )
 
     def __exit__(self, *_: object) -> None:
-        call_deadline.reset(self._token)
+        call_deadline.set(self._token.old_value if self._token.old_value is not Token.MISSING else None)
 
 
 class Primitives(ABC):

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable
-from typing import Any, Final, Self
+from typing import Any, Final, Self, Unpack
 
 import redis
 import redis.asyncio
@@ -19,15 +18,16 @@ from ..model import LEFT_UNKNOWN, Stored, Swap
 from .base import Store
 from .guarded import Guarded, RedisClientProtocol
 from .link import Link, PoolLink, Script, refusal
+from .ownership import RecordOptions, StoreOptions
 
 __all__ = ["RedisStore"]
 
 FELL_BACK: Final = object()
-STORE_OPTIONS: Final = frozenset(inspect.signature(Store.__init__).parameters) - {"self"}
+STORE_OPTIONS: Final = frozenset(StoreOptions.__annotations__)
 
 
 class RedisStore(Store):
-    """An idempotency store on Redis 7.0+, Valkey, or what offers at least ``get``, ``set`` and ``delete``.
+    """An idempotency store on Redis or Valkey, or on any client that offers ``get``, ``set`` and ``delete``.
 
     On Redis 7.0+ and Valkey a first call costs two round trips (claim and completion), a replay one, a duplicate of a
     running call at most two. Below 7.0 a script stands in for ``SET NX GET``. A server without scripts, a client that
@@ -41,7 +41,8 @@ class RedisStore(Store):
         client: a ``redis.asyncio`` client or a :class:`RedisClientProtocol`. The caller owns it, and closes it.
         prefix: put before every key.
         timeout: seconds that one call of the store may take; a third of silence drops a connection and repeats.
-        **options: the further options of :class:`~asyncidem.stores.base.Store`.
+        **options: the further options of :class:`~asyncidem.stores.base.Store`: the names of the record's attributes
+            (``status_attr`` and so on), and clocks for tests.
 
     Raises:
         ConfigurationError: the client cannot be used, or an option is not known.
@@ -53,7 +54,7 @@ class RedisStore(Store):
         *,
         prefix: str = "asyncidem:",
         timeout: Duration = 5,
-        **options: Any,
+        **options: Unpack[RecordOptions],
     ) -> None:
         unknown = sorted(set(options) - STORE_OPTIONS)
         if unknown:
@@ -176,8 +177,10 @@ class RedisStore(Store):
             except StoreError as error:
                 if refusal(error.__cause__) != "syntax error":
                     raise
-                self._set_get = False
-                logger.info("fallback_mode", extra={"mode": "scripts", "missing": "SET with NX and GET (Redis 7.0)"})
+                if self._set_get:  # of several calls that meet it at once, one says so
+                    self._set_get = False
+                    missing = "SET with NX and GET (Redis 7.0)"
+                    logger.info("fallback_mode", extra={"mode": "scripts", "missing": missing})
         # Without scripts no completion could be written: the first claim shows it, before the effect.
         found = await self._run(self._put_script, key, value, ttl_ms)
         if found is not FELL_BACK:

