@@ -15,6 +15,8 @@ nox.options.stop_on_first_error = False
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
+# Each worker has servers of its own.
+PARALLEL = ("--numprocesses", "auto", "--maxprocesses", "4", "--quiet")
 EXTRAS = ",".join(PYPROJECT["project"]["optional-dependencies"])
 # Inside nox's own directory: nothing of a run is left in the tree.
 SCRATCH = Path(".nox/.scratch").resolve()
@@ -54,7 +56,7 @@ def run_tests(session: nox.Session) -> None:
         "ASYNCIDEM_TEST_INSTALLED": "1",
         "COVERAGE_FILE": str(data / ".coverage"),
     }
-    session.run("python", "-m", "coverage", "run", "-m", "pytest", *session.posargs, env=env)
+    session.run("python", "-m", "coverage", "run", "-m", "pytest", *PARALLEL, *session.posargs, env=env)
 
 
 @nox.session

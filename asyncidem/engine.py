@@ -15,9 +15,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from .cache import Cache
+from .codecs import JSONCodec
 from .errors import (
     CodecError,
     CompletionError,
@@ -30,7 +31,7 @@ from .errors import (
     StoreUnavailableError,
 )
 from .hooks import Event, EventName, Hook, emit, logger, warn
-from .model import Claimed, Mismatch, Outcome, Record, Replay, State, decide
+from .model import MIN_TTL_MS, Claimed, Mismatch, Outcome, Record, Replay, State, decide
 from .operation import Operation, Phase, current
 from .options import Options
 from .renewal import Renewer
@@ -60,9 +61,8 @@ class Local:
         loop = asyncio.get_running_loop()
         local = store.companions.get(loop)
         if local is None:
-            for other in list(store.companions):  # other threads may do the same
-                if other.is_closed():
-                    store.companions.pop(other, None)
+            for ended in [other for other in list(store.companions) if other.is_closed()]:
+                store.companions.pop(ended, None)  # another thread may do the same
             local = store.companions[loop] = cls(store, loop)
         assert isinstance(local, Local)
         return local
@@ -75,6 +75,8 @@ class Local:
 
 
 Handler: TypeAlias = Callable[..., Awaitable[Any]]
+
+PLAIN: Final = JSONCodec()
 
 
 class Engine:
@@ -155,7 +157,10 @@ class Engine:
         refused: CodecError | None = None
         data: str | None = None
         try:
-            data = op._options.codec.encode(result)
+            codec = op._options.codec
+            if codec.needs_annotation and op._annotation is Any:
+                codec = PLAIN  # nothing says what would come back: then only what comes back as itself
+            data = codec.encode(result)
             if not isinstance(data, str):  # orjson.dumps gives bytes
                 refused = CodecError(f"the codec returned {type(data).__name__}, not text")
         except CodecError as error:
@@ -209,7 +214,7 @@ class Engine:
             name=name,
             key=op.key,
             operation=op.name,
-            attempt=op.attempt,
+            attempt=None if op._claim is None and op._record is None else op.attempt,
             elapsed=time.monotonic() - op._started,
             error=error,
             **more,
@@ -319,8 +324,8 @@ class Engine:
             current.set(outer)
 
     def _ended(self, op: Operation, record: Record | None, *, free: bool = False) -> None:
-        if op._local is not None:
-            op._local.watches.ended(op.key, record, free=free)
+        assert op._local is not None
+        op._local.watches.ended(op.key, record, free=free)
 
     def _cancelled_by_others(self, op: Operation) -> bool:
         return op._task is not None and op._task.cancelling() > op._cancelling
@@ -349,7 +354,7 @@ class Engine:
                 data, outcome, error = None, "too_large", None
                 await self.store.finish(claim, None, op._options.ttl_ms, outcome, None)
                 self.tell("result_unavailable", op, refusal, warning=True)
-            lives = max(op._options.ttl_ms, 1000) / 1000 - (self.store.clock() - sent)
+            lives = max(op._options.ttl_ms, MIN_TTL_MS) / 1000 - (self.store.clock() - sent)
             record = Record(
                 key=op.key,
                 state=State.COMPLETED,

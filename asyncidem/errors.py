@@ -71,7 +71,10 @@ class InProgressError(IdempotencyError):
     """
 
     def __init__(self, key: str, retry_after: float, message: str | None = None) -> None:
-        super().__init__(message or f"an operation with the key {key!r} is in progress; retry in {retry_after:.3f} s")
+        super().__init__(
+            message
+            or f"the operation {key!r} is in progress; its lease lasts {retry_after:.3f} s more, and may be renewed"
+        )
         self.key = key
         self.retry_after = retry_after
 
@@ -111,7 +114,9 @@ class ResultUnavailableError(IdempotencyError):
     """
 
     def __init__(self, key: str, outcome: str) -> None:
-        super().__init__(f"the operation {key!r} completed, but its result was not stored ({outcome})")
+        super().__init__(
+            f"the operation {key!r} completed, but its result was not stored ({outcome}); it does not run again"
+        )
         self.key = key
         self.outcome = outcome
 
@@ -125,7 +130,9 @@ class CompletionError(IdempotencyError):
     """
 
     def __init__(self, key: str, result: object = None) -> None:
-        super().__init__(f"the operation {key!r} ran, but the store did not acknowledge its completion")
+        super().__init__(
+            f"the operation {key!r} ran, but the store did not acknowledge its completion; .result holds its value"
+        )
         self.key = key
         self.result = result
 

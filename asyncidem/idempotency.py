@@ -60,8 +60,9 @@ class Idempotency:
         wait: None raises ``InProgressError`` at once for a duplicate of a running call; else it waits that long for
             the result, and takes over itself if the owner fails or dies.
         renew: whether the lease is renewed while the handler runs.
-        on_failure: the handler raised: ``"release"`` lets the next call run at once, ``"keep"`` only after the lease,
-            with ``attempt`` one higher; or a function of the exception that returns one of the two.
+        on_failure: the handler raised: ``"release"``, nothing was done, so the next call may run at once, ``"keep"``,
+            something may have been: only after the lease, with ``attempt`` one higher; or a function of the exception
+            that returns one of the two (a declined card is not a provider's time-out).
         on_cancel: the handler was cancelled while it ran: ``"keep"``, because its effect may have happened, or
             ``"release"``. A call that is cancelled before its handler started is always released.
         on_store_error: the store is down before the effect: ``"raise"``, nothing ran, or ``"run"`` unprotected.
@@ -72,7 +73,7 @@ class Idempotency:
         codec: how results become text.
         local_cache: how many completed results are kept in process; a replay from it costs no command, and does not
             see a record that was deleted meanwhile.
-        map_replay: called with ``(result, record)`` at every replay; the caller gets what it returns.
+        map_replay: called with ``(result, record)`` at every replay; the caller gets what it returns, or raises.
         fingerprint_secret: makes fingerprints HMACs: the digest of a card number alone can be guessed.
         hooks: called with every :class:`~asyncidem.hooks.Event`.
 
@@ -80,11 +81,10 @@ class Idempotency:
         ConfigurationError: an option cannot work.
     """
 
-    __slots__ = ("_engine", "_functions", "_hooks", "_namespace", "_options", "_secret")
+    __slots__ = ("_engine", "_functions", "_namespace", "_options", "_secret")
 
     _engine: Engine
     _functions: dict[str, Any]
-    _hooks: tuple[Hook, ...]
     _namespace: str
     _options: Options
     _secret: bytes | None
@@ -111,7 +111,7 @@ class Idempotency:
         hooks: Sequence[Hook] = (),
     ) -> None:
         if not isinstance(store, Store):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without a type checker
-            raise ConfigurationError(f"store must be a Store such as MemoryStore(), not {store!r}")
+            raise ConfigurationError(f"store must be a Store such as MemoryStore(), not {type(store).__name__}")
         if not _is_utf8(namespace):
             raise ConfigurationError(f"namespace must be text, not {namespace!r}")
         if isinstance(local_cache, bool) or not isinstance(local_cache, int) or not 0 <= local_cache <= MAX_LOCAL_CACHE:
@@ -119,7 +119,7 @@ class Idempotency:
                 f"local_cache must be a whole number from 0 to {MAX_LOCAL_CACHE}, not {local_cache!r}"
             )
         if not isinstance(hooks, Iterable):
-            raise ConfigurationError(f"hooks must be a sequence of hooks, not {hooks!r}")
+            raise ConfigurationError(f"hooks must be a sequence of hooks, such as [hook], not {hooks!r}")
         hooks = tuple(hooks)
         for hook in hooks:
             if not callable(hook) or is_coroutine_callable(hook):
@@ -141,7 +141,6 @@ class Idempotency:
         put = functools.partial(object.__setattr__, self)
         put("_engine", Engine(store, hooks, local_cache))
         put("_functions", {})
-        put("_hooks", hooks)
         put("_namespace", namespace)
         put("_options", options)
         put("_secret", _secret(fingerprint_secret))
@@ -227,8 +226,10 @@ class Idempotency:
                     return op.result
                 return op.set_result(await charge_card(order))
 
+        A block that ends without ``set_result``, by ``return`` too, completes with None, and that is what duplicates get.
+
         Args:
-            key: the idempotency key, used as it is given, in the key space of ``run``.
+            key: the idempotency key, used as it is given behind the namespace, in the key space of ``run``.
             payload: what is fingerprinted; None for nothing.
             name: a label in events.
             **options: overrides.
@@ -253,7 +254,7 @@ class Idempotency:
         """Call ``fn(*args)`` at most once for ``key``, and return its result, or the stored one.
 
         Args:
-            key: the idempotency key, used as it is given, in the key space of ``operation``.
+            key: the idempotency key, used as it is given behind the namespace, in the key space of ``operation``.
             fn: a coroutine function, or anything that returns an awaitable.
             *args: its positional arguments.
             payload: what is fingerprinted; None for nothing.

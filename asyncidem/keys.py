@@ -21,7 +21,19 @@ from uuid import UUID
 
 from .errors import InvalidKeyError, MissingKeyError
 
-__all__ = ["canonical", "check_key", "digest", "fingerprint", "key_text", "qualify", "stored_form"]
+__all__ = [
+    "canonical",
+    "check_key",
+    "digest",
+    "fingerprint",
+    "is_lock",
+    "key_text",
+    "lock_of",
+    "qualify",
+    "stored_form",
+]
+
+LOCK_SUFFIX = ":lock"
 
 MAX_KEY_BYTES = 512
 """Longer keys are stored as their digest: Redis takes them, but pays for each byte in every command."""
@@ -147,9 +159,19 @@ def stored_form(key: str) -> str:
     """
     # no character takes more than four bytes: short keys need not be encoded to be measured
     short = len(key) <= MAX_KEY_BYTES // 4 or len(key.encode("utf-8", "surrogatepass")) <= MAX_KEY_BYTES
-    if short and not key.endswith(":lock"):
+    if short and not is_lock(key):
         return key
     return "sha256:" + hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def lock_of(stored_key: str) -> str:
+    """Return the key of the lock that guards a stored key."""
+    return stored_key + LOCK_SUFFIX
+
+
+def is_lock(stored_key: str) -> bool:
+    """Say whether a stored key is that of a lock."""
+    return stored_key.endswith(LOCK_SUFFIX)
 
 
 def fingerprint(payload: object, secret: bytes | None = None) -> str:

@@ -38,6 +38,8 @@ from .errors import ConfigurationError, StoreError
 
 __all__ = [
     "LEFT_UNKNOWN",
+    "LOCK_MS",
+    "MIN_TTL_MS",
     "Attributes",
     "Claimed",
     "Decision",
@@ -64,6 +66,9 @@ LEFT_UNKNOWN: Final = -1
 
 MIN_TTL_MS: Final = 1000
 """Powertools' expiries are whole seconds, and 0 is an error to Redis: no record lives for less."""
+
+LOCK_MS: Final = 10_000
+"""How long a lock lives at the most."""
 
 MAX_TIME: Final = 2**63
 
@@ -314,7 +319,7 @@ class RecordFormat:
         """Return a completed record; ``data`` None goes with an ``outcome`` that says why there is no result."""
         validation = f"{self._validation}{quote(fingerprint)}" if fingerprint is not None else ""
         tries = f', "attempt": {attempt}' if attempt > 1 else ""
-        why = f', "outcome": "{outcome}"' if outcome is not None else ""
+        why = f', "outcome": {quote(outcome)}' if outcome is not None else ""
         what = f', "error": {quote(error)}' if error is not None else ""
         return (
             f'{{"owner": "{owner}{self._done}{self._data}{quote(NO_DATA if data is None else data)}'

@@ -23,11 +23,11 @@ __all__ = ["Operation", "Phase", "current", "current_operation"]
 class Phase(Enum):
     """Where an operation stands."""
 
-    NEW = "new"
+    NEW = "not begun"
     RUNNING = "running"
     REPLAYED = "replayed"
     UNPROTECTED = "unprotected"
-    ENDED = "ended"
+    ENDED = "over"
 
 
 class Shared(Protocol):

@@ -85,7 +85,8 @@ def _check(option: str, given: Any) -> tuple[str, Any]:
         if option == "on_failure" and callable(given):
             _plain(option, given)
         elif given not in CHOICES[option]:
-            raise ConfigurationError(f"{option} must be one of {CHOICES[option]}, not {given!r}")
+            more = " or a function of the exception" if option == "on_failure" else ""
+            raise ConfigurationError(f"{option} must be one of {CHOICES[option]}{more}, not {given!r}")
         return option, given
     check = {"renew": _flag, "replay_exceptions": _classes, "codec": _codec, "map_replay": _function}.get(option)
     if check is None:

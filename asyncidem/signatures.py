@@ -49,6 +49,8 @@ def refuse_undecorable(fn: Any) -> None:
     """Refuse what is no coroutine function with a name. Raises ``ConfigurationError``."""
     if type(fn) in (staticmethod, classmethod):
         raise ConfigurationError(f"put @idempotent below @{type(fn).__name__}, next to the function {fn!r}")
+    if isinstance(fn, str):
+        raise ConfigurationError(f"@idempotent takes no positional argument; write @idempotent(key={fn!r})")
     if inspect.isasyncgenfunction(fn):
         raise ConfigurationError(f"{fn!r} is an async generator: it has no single result to store")
     if not inspect.iscoroutinefunction(fn):

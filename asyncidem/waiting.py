@@ -21,7 +21,7 @@ from enum import Enum
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from .errors import StoreError, StoreUnavailableError, WaitTimeoutError
-from .model import Claimed, InProgress, Mismatch, Orphan, Record, Replay, State, decide
+from .model import Claimed, InProgress, Mismatch, Orphan, Record, Replay, State
 from .stores.base import Store
 
 __all__ = ["StillRunningError", "Watches"]
@@ -141,11 +141,9 @@ class Watches:
                     raise self._late(watch)
                 if isinstance(signal, StoreError):
                     raise copy(signal) from (signal.__cause__ or signal)  # each waiter raises one of its own
-                elected = signal is Word.FREE
                 if isinstance(signal, Record):
-                    decision = decide(signal, None, owner=None, fingerprint=fingerprint, now_ms=0, aged=False)
-                    if isinstance(decision, Replay | Mismatch):
-                        return decision, waited
+                    return (Mismatch(signal) if _differs(signal, fingerprint) else Replay(signal)), waited
+                elected = True
         finally:
             watch.interested -= 1
             self._tidy(watch)
@@ -161,11 +159,16 @@ class Watches:
         watch = self._watches.get(key)
         if watch is None:
             return
-        watch.owner = None
+        owner, watch.owner = watch.owner, None
         if record is not None:
             watch.learn(record)
         elif free:
             watch.elect()
+        elif owner is not None:
+            watch.lease_end = self._loop.time() + owner._deadline - self._store.clock()
+        if watch.poller is not None:  # it sleeps at the pace of an owner that is here
+            watch.poller.cancel()
+            watch.poller = None
         self._poll(watch)
         self._tidy(watch)
 
@@ -240,14 +243,15 @@ class Watches:
             )
             error.__cause__ = watch.failure
             return error
-        return WaitTimeoutError(watch.key, retry_after)
+        return WaitTimeoutError(
+            watch.key, retry_after, f"the operation {watch.key!r} was still in progress after the wait"
+        )
 
     def _tidy(self, watch: Watch) -> None:
         if watch.interested == 0 and watch.owner is None:
             if watch.poller is not None:
                 watch.poller.cancel()
-            if self._watches.get(watch.key) is watch:
-                del self._watches[watch.key]
+            self._watches.pop(watch.key, None)
 
     def _poll(self, watch: Watch) -> None:
         """Poll while somebody waits and nobody of this process owns the key."""
@@ -275,7 +279,8 @@ class Watches:
                 if not watch.claiming and watch.owner is None:
                     await self._look_once(watch)
         finally:
-            watch.poller = None
+            if watch.poller is asyncio.current_task():
+                watch.poller = None
 
     async def _look_once(self, watch: Watch) -> None:
         try:

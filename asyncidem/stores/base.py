@@ -41,13 +41,14 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Any, Final, Literal, Protocol, Self, TypeVar
+from typing import Any, Final, Literal, Protocol, Self, TypeVar, get_args
 
 from ..cancellation import linger
 from ..durations import MAX_MS, Duration, to_ms
 from ..errors import ConfigurationError, LeaseLostError, StoreError, StoreUnavailableError
-from ..keys import check_key
+from ..keys import check_key, lock_of
 from ..model import (
+    LOCK_MS,
     MIN_TTL_MS,
     Attributes,
     Claimed,
@@ -72,7 +73,6 @@ __all__ = ["Companion", "Store"]
 
 T = TypeVar("T")
 
-LOCK_MS: Final = 10_000
 MAX_ROUNDS: Final = 10
 """Rounds of one call on a key that changes under it; then somebody else is at work there."""
 
@@ -192,8 +192,13 @@ class Store(Ownership):
             LeaseLostError: another owner holds the key, or the claim was released.
             StoreUnavailableError: not acknowledged in time; it is repeated in the background for at most a lease.
         """
-        if not (isinstance(data, str) or (data is None and outcome is not None)):
+        _refuse_other("complete", claim)
+        if outcome is not None and (outcome not in get_args(Outcome) or data is not None):
+            raise ConfigurationError(f"outcome must be one of {get_args(Outcome)}, with data None, not {outcome!r}")
+        if outcome is None and not isinstance(data, str):
             raise ConfigurationError(f"data must be the encoded result as text, not {type(data).__name__}")
+        if not (error is None or isinstance(error, str)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError(f"error must be JSON text, not {type(error).__name__}")
         await self.finish(claim, data, None if ttl is None else to_ms(ttl, "ttl"), outcome, error)
 
     async def release(self, claim: Claimed) -> None:
@@ -202,6 +207,7 @@ class Store(Ownership):
         Raises:
             StoreUnavailableError: not acknowledged in time; it is repeated in the background for at most a lease.
         """
+        _refuse_other("release", claim)
         if claim._settled:
             return  # nothing releases a key whose result is on its way
         claim._settled = "released"
@@ -222,6 +228,7 @@ class Store(Ownership):
             LeaseLostError: another owner holds the key, or the claim was completed or released.
             StoreUnavailableError: not acknowledged in time; the lease may or may not have been renewed.
         """
+        _refuse_other("renew", claim)
         await self._after_renewal(claim)
         if claim._settled:
             raise LeaseLostError(claim.key, f"it is {claim._settled}; a settled claim cannot be renewed")
@@ -381,7 +388,7 @@ class Store(Ownership):
     async def _take_over(self, key: str, trail: Trail) -> Claimed | Decision | None:
         """Replace an orphan under the lock; None if the key is gone, or is no longer what it was."""
         claim = trail.claim
-        lock_key, lock_ms = key + ":lock", min(LOCK_MS, claim._lease_ms)
+        lock_key, lock_ms = lock_of(key), min(LOCK_MS, claim._lease_ms)
         token = claim.owner.encode()
         held = await self._write(trail, "lock", self.put_if_absent(lock_key, token, lock_ms))
         if held is not None and held != token:
@@ -433,7 +440,7 @@ class Store(Ownership):
             if trail.record:
                 await self._give_back(trail.claim)
             if trail.lock:
-                await self._call(self.remove(key + ":lock", trail.claim.owner.encode(), exact=True))
+                await self._call(self.remove(lock_of(key), trail.claim.owner.encode(), exact=True))
 
     # -- settling ---------------------------------------------------------------------------------------------------
 
@@ -474,7 +481,7 @@ class Store(Ownership):
         if record is None or record.state is State.COMPLETED:
             return await self._call(self.remove(stored_key, stored.value, exact=True))
         lives_ms = min(max(record.ttl_ms or 0, MIN_TTL_MS), MAX_MS)
-        lock_key, token = stored_key + ":lock", (record.owner or "").encode()
+        lock_key, token = lock_of(stored_key), (record.owner or "").encode()
         if self.lock_blocks_writes:  # that of its takeover would hold off this write too
             await self._call(self.remove(lock_key, token, exact=True))
         orphan = self._orphan(record.attempt, record.fingerprint, lives_ms)
@@ -483,3 +490,8 @@ class Store(Ownership):
             return False
         await self._call(self.remove(lock_key, token, exact=True))  # or it would hold off the next takeover
         return True
+
+
+def _refuse_other(method: str, claim: object) -> None:
+    if not isinstance(claim, Claimed):
+        raise ConfigurationError(f"{method} takes the Claimed that claim returned, not {type(claim).__name__}")

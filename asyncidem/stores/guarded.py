@@ -16,14 +16,14 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from typing import Any, Final, Protocol, TypeVar
 
 from ..errors import ConfigurationError, StoreError, StoreUnavailableError
-from ..model import LEFT_UNKNOWN, Stored, Swap, lease_of, matches, owner_of
+from ..keys import is_lock, lock_of
+from ..model import LEFT_UNKNOWN, LOCK_MS, Stored, Swap, lease_of, matches, owner_of
 from .link import Link, Progress
 
 __all__ = ["Guarded", "RedisClientProtocol"]
 
 T = TypeVar("T")
 
-LOCK_MS: Final = 10_000
 LOCK_PAUSE: Final = 0.01
 
 
@@ -86,7 +86,7 @@ class Guarded:
     async def _put(self, key: str, value: bytes, ttl_ms: int) -> Stored | None:
         if (found := await self._read(key)) is not None:
             return found
-        if key.endswith(":lock"):  # the lock itself needs no other
+        if is_lock(key):  # the lock itself needs no other
             return await self._write_absent(key, value, ttl_ms)
         async with self._locked(key, value, owner_of(value)):
             return await self._write_absent(key, value, ttl_ms)
@@ -121,7 +121,7 @@ class Guarded:
     async def _remove(self, key: str, expected: bytes, *, exact: bool) -> bool:
         if not matches(await self._get(key), expected, exact=exact):
             return False
-        if key.endswith(":lock"):
+        if is_lock(key):
             await self._delete(key)
             return True
         async with self._locked(key, expected, owner_of(expected)):
@@ -136,12 +136,12 @@ class Guarded:
         token = (owner or os.urandom(16).hex()).encode()
         lock_ms = min(LOCK_MS, lease_of(record) or LOCK_MS)
         held: bytes | None = None
-        while not await self._set(key + ":lock", token, lock_ms, nx=True):
-            held = await self._get(key + ":lock")
+        while not await self._set(lock_of(key), token, lock_ms, nx=True):
+            held = await self._get(lock_of(key))
             if held == token:
                 break
             if held is not None:  # gone between the two, it was another's, and is asked for again
-                await self._link.pause(LOCK_PAUSE, f"the lock {key + ':lock'!r} stays taken")
+                await self._link.pause(LOCK_PAUSE, f"the lock {lock_of(key)!r} stays taken")
         try:
             yield
         except StoreUnavailableError as error:
@@ -151,8 +151,8 @@ class Guarded:
             if held != token:
                 # What was written stands, whatever becomes of the lock, which expires by itself.
                 with contextlib.suppress(StoreError):
-                    if await self._get(key + ":lock") == token:
-                        await self._delete(key + ":lock")
+                    if await self._get(lock_of(key)) == token:
+                        await self._delete(lock_of(key))
 
     async def _read(self, key: str) -> Stored | None:
         value = await self._get(key)

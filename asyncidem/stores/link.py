@@ -199,7 +199,11 @@ class Link:
                 raise StoreError(message) from last
             await asyncio.sleep(min(pause, left))
             pause = min(pause * 2 or 0.01, 0.25)
-        why = f": {last!r}" if last is not None else "; it was over before this command could be sent"
+        why = (
+            f": {type(last).__name__}: {last}"
+            if last is not None
+            else "; it was over before this command could be sent"
+        )
         raise StoreUnavailableError(
             f"no answer from the server within {self._timeout:g} s{why}", outcome_unknown=unknown
         ) from last

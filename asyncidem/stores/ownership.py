@@ -10,7 +10,7 @@ from typing import TypedDict
 from ..cancellation import linger
 from ..durations import Duration, to_ms
 from ..errors import ConfigurationError, LeaseLostError, StoreUnavailableError
-from ..keys import check_key, stored_form
+from ..keys import check_key, lock_of, stored_form
 from ..model import Attributes, Claimed, RecordFormat, matches, owner_of
 from .primitives import Primitives, Within
 
@@ -104,7 +104,7 @@ class Ownership(Primitives):
             claim._settled = "lost"
             raise LeaseLostError(claim.key, _who(swap.found))
         if claim.attempt > 1 and self.lock_blocks_writes:
-            await self._call(self.remove(key + ":lock", claim.owner.encode(), exact=True))
+            await self._call(self.remove(lock_of(key), claim.owner.encode(), exact=True))
 
     async def _write_renewal(self, claim: Claimed) -> None:
         fence, value, sent = self.format.fence(claim.owner), self._in_progress(claim), self.clock()
@@ -124,7 +124,7 @@ class Ownership(Primitives):
         # A token of nobody: whatever of this claim still runs late must find somebody else's record.
         orphan = self._orphan(claim.attempt - 1, claim._fingerprint, claim._lives_ms)
         await self._call(self.swap(key, fence, orphan, claim._lives_ms, exact=False, or_absent=False))
-        await self._call(self.remove(key + ":lock", claim.owner.encode(), exact=True))
+        await self._call(self.remove(lock_of(key), claim.owner.encode(), exact=True))
 
     def _stored(self, key: str) -> str:
         return self.prefix + stored_form(key)
@@ -164,6 +164,4 @@ def new_token() -> str:
 
 
 def _who(found: bytes | None) -> str:
-    if found is None:
-        return "its record is gone"
-    return f"the record is now of owner {owner_of(found) or 'unknown (no record of ours)'}"
+    return f"the record is now of owner {owner_of(found or b'') or 'unknown (no record of ours)'}"

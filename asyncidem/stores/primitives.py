@@ -108,7 +108,7 @@ class Primitives(ABC):
         except IdempotencyError:
             raise
         except Exception as error:  # whatever a client throws in the middle of a command, its outcome is not known
-            raise StoreUnavailableError(f"{type(self).__name__} failed: {error!r}") from error
+            raise StoreUnavailableError(f"{type(self).__name__} failed: {type(error).__name__}: {error}") from error
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.get_running_loop().create_task(work)

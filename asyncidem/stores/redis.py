@@ -91,7 +91,7 @@ class RedisStore(Store):
             ConfigurationError: an option is not known to either, or the URL is none.
         """
         if not isinstance(url, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without a type checker
-            raise ConfigurationError(f"url must be text such as 'redis://localhost:6379', not {url!r}")
+            raise ConfigurationError(f"url must be text such as 'redis://localhost:6379', not {type(url).__name__}")
         if cluster:
             return cls._own(functools.partial(redis.asyncio.RedisCluster.from_url, url), options)
         return cls._own(functools.partial(redis.asyncio.Redis.from_url, url), options)
@@ -180,7 +180,8 @@ class RedisStore(Store):
                 if self._set_get:  # of several calls that meet it at once, one says so
                     self._set_get = False
                     missing = "SET with NX and GET (Redis 7.0)"
-                    logger.info("fallback_mode", extra={"mode": "scripts", "missing": missing})
+                    extra = {"mode": "scripts", "missing": missing}
+                    logger.info("fallback_mode: scripts stand in for %s", missing, extra=extra)
         # Without scripts no completion could be written: the first claim shows it, before the effect.
         found = await self._run(self._put_script, key, value, ttl_ms)
         if found is not FELL_BACK:
@@ -255,12 +256,13 @@ class RedisStore(Store):
             self._plain = Guarded(self._client, self._link)
             self.lock_blocks_writes = True
             missing = "atomic compare-and-set" + ("" if self._plain.has_pttl else ", pttl")
-            logger.warning("fallback_mode", extra={"mode": "lock", "missing": missing, "why": why})
+            extra = {"mode": "lock", "missing": missing, "why": why}
+            logger.warning("fallback_mode: a lock stands in for %s, because %s", missing, why, extra=extra)
 
 
 def _check_client(client: Any) -> None:
     if isinstance(client, str):
-        raise ConfigurationError(f"client must be a client, not text; use RedisStore.from_url({client!r})")
+        raise ConfigurationError("client must be a client, not text; with a URL use RedisStore.from_url")
     if isinstance(client, redis.Redis | redis.RedisCluster):
         raise ConfigurationError("this is the synchronous client; use redis.asyncio.Redis")
     for method in ("get", "set", "delete"):

@@ -3,6 +3,7 @@
 
 import functools
 import sys
+import types
 import typing
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 import pytest
 from typing_extensions import TypeAliasType
 
+import asyncidem.annotations as annotations_module
 from asyncidem.annotations import UNRESOLVED, label, not_json, return_annotation
 from asyncidem.errors import ConfigurationError
 
@@ -141,6 +143,31 @@ def test_lazy_annotations_are_asked_for_the_return_only() -> None:
     assert return_annotation(names["late"]) is UNRESOLVED
     names["Later"] = int
     assert return_annotation(names["late"]) == list[int]
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 14), reason="the real thing is tested there")
+def test_annotations_that_fail_together_are_asked_for_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where reading all annotations fails for a missing name, those that exist are still found, as on Python 3.14."""
+
+    class Lazy:
+        __globals__: typing.ClassVar[dict[str, object]] = {}
+
+        @property
+        def __annotations__(self) -> dict[str, object]:  # type: ignore[override]
+            raise NameError
+
+    def get_annotations(function: object, *, format: str) -> dict[str, object]:  # noqa: A002 - the real name
+        assert (type(function), format) == (Lazy, "forwardref")
+        return {"return": int}
+
+    module: Any = types.ModuleType("annotationlib")
+    module.get_annotations = get_annotations
+    module.Format = types.SimpleNamespace(FORWARDREF="forwardref")
+    monkeypatch.setitem(sys.modules, "annotationlib", module)
+    lazy = Lazy()
+    monkeypatch.setattr(annotations_module, "_function", lambda _: lazy)
+    monkeypatch.setattr(annotations_module, "_local_names", lambda _: {})
+    assert return_annotation(len) is int
 
 
 def test_lazy_names_inside_types_are_accepted() -> None:

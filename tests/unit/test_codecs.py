@@ -551,7 +551,6 @@ class TestPydanticCodec:
             (Annotated[int, []], 3),
             (Any, {"a": [1, "x", None, True, 1.0]}),
         ],
-        ids=str,
     )
     def test_values_come_back_as_annotated(self, annotation: object, value: object) -> None:
         """Models, dataclasses, containers and scalars come back equal and of the same type, whatever their aliases."""

@@ -98,7 +98,7 @@ BAD_FUNCTIONS: list[tuple[Any, str]] = [
     (AsyncCallable(), "not a coroutine function"),
     (functools.partial(pay, "o"), "has no name to make keys of; decorate the function itself"),
     (Service, "not a coroutine function"),
-    ("order_id", "'order_id' is not a coroutine function"),
+    ("order_id", r"write @idempotent\(key='order_id'\)"),
 ]
 
 

@@ -61,7 +61,9 @@ def logs(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]
 
 def modes(logs: pytest.LogCaptureFixture) -> list[tuple[int, str, str]]:
     """Return level, mode and what is missing of each line about it."""
-    return [(line.levelno, line.mode, line.missing) for line in logs.records if line.message == "fallback_mode"]  # type: ignore[attr-defined]
+    return [
+        (line.levelno, line.mode, line.missing) for line in logs.records if line.message.startswith("fallback_mode")
+    ]  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -69,7 +71,7 @@ def modes(logs: pytest.LogCaptureFixture) -> list[tuple[int, str, str]]:
     [
         (lambda: RedisStore(Redis(), timeout_s=3), "unknown option 'timeout_s'"),
         (lambda: RedisStore(Redis(), host="localhost"), "unknown option 'host'.*RedisStore.from_url"),
-        (lambda: RedisStore(NOWHERE), "RedisStore.from_url.'redis://127.0.0.1:1/0'"),  # type: ignore[arg-type]
+        (lambda: RedisStore(NOWHERE), "not text; with a URL use RedisStore.from_url$"),  # type: ignore[arg-type]
         (lambda: RedisStore(redis.Redis()), "synchronous client; use redis.asyncio.Redis"),  # type: ignore[arg-type]
         (lambda: RedisStore(object()), "client object has no method 'get'"),  # type: ignore[arg-type]
         (lambda: RedisStore(None), "client NoneType has no method 'get'"),  # type: ignore[arg-type]

@@ -175,7 +175,6 @@ def test_any_json_arguments_come_back(args: list[Any]) -> None:
         SlottedError(5),
         SyntaxError("bad", ("file", 1, 2, "text")),
     ],
-    ids=repr,
 )
 def test_what_json_cannot_hold_is_a_replayed_error(error: Exception) -> None:
     """An exception that would come back changed comes as a ReplayedError with its class and message."""

@@ -276,7 +276,7 @@ UNENCODABLE = [object(), {1, 2}, (1, 2), float("nan"), b"x", {"a": [NOON]}, {1: 
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("value", UNENCODABLE, ids=repr)
+@pytest.mark.parametrize("value", UNENCODABLE)
 async def test_a_result_that_cannot_be_encoded_is_not_lost(form: Form, value: Any) -> None:
     """Its caller gets it on the CodecError, duplicates get ResultUnavailableError, and nothing runs again."""
     store, calls = MemoryStore(), list[int]()
