@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from .codecs import JSONCodec
-from .errors import CodecError, ReplayedError
+from .errors import ReplayedError
 
 __all__ = ["describe", "rebuild"]
 
@@ -25,12 +25,13 @@ def describe(error: Exception) -> str:
     described: dict[str, Any] = {"type": _name(type(error)), "message": _message(error)}
     # A class with state outside of its arguments and __dict__ (slots) would come back without it.
     if not any("__slots__" in vars(kind) and vars(kind)["__slots__"] for kind in type(error).__mro__):
-        contents = {
-            "args": list(error.args),
-            "make": _arguments(error),
-            "state": {k: v for k, v in vars(error).items() if k != "__notes__"},
-        }
-        with contextlib.suppress(CodecError):  # then it is replayed as a ReplayedError with its message
+        # Where the user's class, or JSON, does not give them, it is replayed as a ReplayedError with its message.
+        with contextlib.suppress(Exception):
+            contents = {
+                "args": list(error.args),
+                "make": _arguments(error),
+                "state": {k: v for k, v in vars(error).items() if k != "__notes__"},
+            }
             described |= json.loads(_codec.encode(contents))
     return json.dumps(described)
 

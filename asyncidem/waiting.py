@@ -161,7 +161,7 @@ class Watches:
             return
         owner, watch.owner = watch.owner, None
         if record is not None:
-            watch.learn(record)
+            self._learn(watch, record)
         elif free:
             watch.elect()
         elif owner is not None:
@@ -174,8 +174,8 @@ class Watches:
 
     async def aclose(self) -> None:
         """Stop polling, and tell those who wait; leave no task behind."""
-        closed = StoreUnavailableError("the store was closed meanwhile", outcome_unknown=False)
-        for watch in self._watches.values():
+        closed = StillRunningError("the store was closed meanwhile", outcome_unknown=False)
+        for watch in list(self._watches.values()):
             watch.fail(closed, self._loop.time())
         pollers = list(self._pollers)
         for poller in pollers:
@@ -195,6 +195,7 @@ class Watches:
             watch.elect()  # what failed or was cancelled here need not fail for the next
             raise
         watch.claiming = False
+        watch.failure = None  # the store has answered
         if isinstance(outcome, Claimed):
             watch.owner = outcome
             watch.learn(
@@ -203,7 +204,7 @@ class Watches:
                 )
             )
         elif isinstance(outcome, Replay | Mismatch):
-            watch.learn(outcome.record)
+            self._learn(watch, outcome.record)
         else:
             watch.lease_end = self._loop.time() + outcome.retry_after
             if outcome.record is not None:
@@ -251,7 +252,16 @@ class Watches:
         if watch.interested == 0 and watch.owner is None:
             if watch.poller is not None:
                 watch.poller.cancel()
-            self._watches.pop(watch.key, None)
+            self._forget(watch)
+
+    def _forget(self, watch: Watch) -> None:
+        if self._watches.get(watch.key) is watch:
+            del self._watches[watch.key]
+
+    def _learn(self, watch: Watch, record: Record) -> None:
+        watch.learn(record)
+        if record.state is State.COMPLETED:
+            self._forget(watch)  # its waiters have their answer; who comes now asks the store, at once
 
     def _poll(self, watch: Watch) -> None:
         """Poll while somebody waits and nobody of this process owns the key."""
@@ -295,7 +305,7 @@ class Watches:
         if decision is None or isinstance(decision, Orphan):
             watch.elect()
         elif isinstance(decision, Replay):
-            watch.learn(decision.record)
+            self._learn(watch, decision.record)
         elif isinstance(decision, InProgress):
             watch.lease_end = self._loop.time() + decision.retry_after
             if decision.record is not None:

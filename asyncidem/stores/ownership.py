@@ -103,7 +103,7 @@ class Ownership(Primitives):
         if not swap.written and not matches(swap.found, self.format.own_completion(claim.owner), exact=False):
             claim._settled = "lost"
             raise LeaseLostError(claim.key, _who(swap.found))
-        if claim.attempt > 1 and self.lock_blocks_writes:
+        if self.lock_blocks_writes:
             await self._call(self.remove(lock_of(key), claim.owner.encode(), exact=True))
 
     async def _write_renewal(self, claim: Claimed) -> None:
@@ -120,6 +120,8 @@ class Ownership(Primitives):
         key, fence = self._stored(claim.key), self.format.fence(claim.owner)
         if claim.attempt == 1:
             await self._call(self.remove(key, fence, exact=False))
+            if self.lock_blocks_writes:  # one whose reply was lost is still there, and would hold off the next claim
+                await self._call(self.remove(lock_of(key), claim.owner.encode(), exact=True))
             return
         # A token of nobody: whatever of this claim still runs late must find somebody else's record.
         orphan = self._orphan(claim.attempt - 1, claim._fingerprint, claim._lives_ms)

@@ -37,7 +37,8 @@ class Within:
         )
 
     def __exit__(self, *_: object) -> None:
-        call_deadline.set(self._token.old_value if self._token.old_value is not Token.MISSING else None)
+        with contextlib.suppress(ValueError):  # closed as garbage in another context, whose deadline is not ours to end
+            call_deadline.reset(self._token)
 
 
 class Primitives(ABC):

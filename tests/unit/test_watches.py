@@ -5,7 +5,14 @@ import gc
 
 import pytest
 
-from asyncidem import Idempotency, InProgressError, StoreError, StoreUnavailableError, WaitTimeoutError
+from asyncidem import (
+    Idempotency,
+    InProgressError,
+    StoreError,
+    StoreUnavailableError,
+    WaitTimeoutError,
+    current_operation,
+)
 
 from faulty import FaultyStore, settle, virtual
 
@@ -160,3 +167,119 @@ async def test_what_was_seen_of_another_payload_is_looked_at_again() -> None:
     assert not newcomer.done()
     await store.complete(mine, '"theirs"')  # type: ignore[arg-type]
     assert await asyncio.gather(waiter, newcomer) == ["theirs", "theirs"]
+
+
+@virtual
+async def test_who_calls_in_the_moment_of_the_end_is_answered_at_once() -> None:
+    """The owner's own next call, made before its waiters have run, does not wait for a poll that nobody makes."""
+    store = FaultyStore.here(turns=1)
+    idem = Idempotency(store, wait=0.5)
+
+    async def handler() -> str:
+        await asyncio.sleep(0.1)
+        return "done"
+
+    async def owner() -> list[str]:
+        return [await idem.run("k", handler), await idem.run("k", handler)]
+
+    task = asyncio.create_task(owner())
+    await asyncio.sleep(0.05)
+    assert await idem.run("k", handler) == "done"
+    assert await task == ["done", "done"]
+    assert store.clock() == pytest.approx(0.1)
+
+
+@virtual
+async def test_waiters_of_an_owner_elsewhere_may_call_again_at_once() -> None:
+    """Each of several waiters that learned of a completion gets it again from the store, without a wait."""
+    store = FaultyStore.here(turns=1)
+    idem = Idempotency(store, wait=60)
+    claim = await store.claim("k", lease=100)
+
+    async def twice() -> list[str]:
+        return [await idem.run("k", second), await idem.run("k", second, wait=0.5)]
+
+    waiters = [asyncio.create_task(twice()) for _ in range(3)]
+    await asyncio.sleep(9)
+    await store.complete(claim, '"done"')  # type: ignore[arg-type]
+    assert await asyncio.gather(*waiters) == [["done", "done"]] * 3
+
+
+@virtual
+async def test_a_store_that_is_closed_runs_nothing_unprotected() -> None:
+    """Who waits for an owner of this process when the store is closed gets an error, also with on_store_error="run"."""
+    store = FaultyStore.here()
+    idem = Idempotency(store, wait=60, on_store_error="run")
+    runs: list[str] = []
+
+    async def handler() -> str:
+        runs.append("ran")
+        await asyncio.sleep(5)
+        return "done"
+
+    callers = [asyncio.create_task(idem.run("k", handler)) for _ in range(5)]
+    await asyncio.sleep(1)
+    await store.aclose()
+    results = await asyncio.gather(*callers, return_exceptions=True)
+    assert runs == ["ran"]
+    assert results[0] == "done"
+    assert {type(result).__mro__[1] for result in results[1:]} == {StoreUnavailableError}
+    assert len({id(result) for result in results[1:]}) == 4, "each waiter raises an error of its own"
+
+
+@virtual
+async def test_a_failure_that_has_passed_is_not_held_against_the_store() -> None:
+    """A poll that failed before the store answered again does not turn a late waiter's time-out into an outage."""
+    store = FaultyStore.here()
+    idem = Idempotency(store)
+    claim = await store.claim("k", lease=30)
+    store.fault("read", before=StoreUnavailableError("down"), skip=2)
+
+    async def handler() -> str:
+        await asyncio.sleep(20)
+        return "done"
+
+    waiters = [asyncio.create_task(idem.run("k", handler, wait=wait)) for wait in (60, 10)]
+    await settle()
+    await asyncio.sleep(0.01)
+    await store.release(claim)  # type: ignore[arg-type]
+    results = await asyncio.gather(*waiters, return_exceptions=True)
+    assert results[0] == "done"
+    assert isinstance(results[1], WaitTimeoutError)
+
+
+@virtual
+async def test_a_poll_under_way_elects_nobody_beside_an_owner_here() -> None:
+    """A look at the store that was begun before the key was claimed here, and comes back late, is no news."""
+    store = FaultyStore.here()
+    idem = Idempotency(store, renew=False)
+    claim = await store.claim("k", lease=30)
+    runs: list[str] = []
+
+    async def handler() -> str:
+        runs.append("ran")
+        await asyncio.sleep(5)
+        return "done"
+
+    slow = store.fault("read", after=2.0, skip=3)
+    waiters = [asyncio.create_task(idem.run("k", handler, wait=60)) for _ in range(3)]
+    await slow.reached.wait()
+    await store.release(claim)  # type: ignore[arg-type]
+    assert await asyncio.gather(*waiters) == ["done"] * 3
+    assert runs == ["ran"]
+
+
+@virtual
+async def test_polls_belong_to_no_caller() -> None:
+    """What a store does on behalf of all who wait does not run inside the operation of one of them."""
+    seen: list[object] = []
+    store = FaultyStore.here()
+    store.fault("read", before=lambda: seen.append(current_operation()), skip=2, times=3)
+    idem = Idempotency(store)
+    claim = await store.claim("k", lease=30)
+    async with idem.operation("outer"):
+        waiter = asyncio.create_task(idem.run("k", second, wait=60))
+        await asyncio.sleep(1)
+        await store.complete(claim, '"done"')  # type: ignore[arg-type]
+        assert await waiter == "done"
+    assert seen == [None] * 3
