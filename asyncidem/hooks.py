@@ -39,7 +39,23 @@ EventName = Literal[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Event:
-    """One thing that happened to one operation.
+    """One thing that happened to one operation. Those with a star are warnings in the log too.
+
+    ==================== ======================================================================================
+    claimed, taken_over  the handler is about to run, for the first time or after somebody's unknown outcome
+    completed            its result is stored
+    released             it failed, and the key is free (unless another owner has it by now)
+    release_failed *     it failed, and the store did not answer: the key stays taken until the lease is over
+    completion_failed *  the effect ran, its result is not stored yet; that is repeated for at most a lease
+    result_unavailable   its result cannot be encoded or is refused (*), or a duplicate found that there is none
+    replayed             a duplicate got the stored result
+    in_progress, waited  a duplicate found a running call: it was refused, or it waited
+    mismatch             the key was used with another payload
+    renewed              the lease began anew
+    lease_lost *         another owner holds the key: this handler is cancelled, or its result is not stored
+    store_error          the store refused, or did not answer, before the effect
+    ran_unprotected *    the handler runs without a key, or without the store
+    ==================== ======================================================================================
 
     Attributes:
         name: what happened.

@@ -111,6 +111,9 @@ class Store(Ownership):
             case Mismatch():
                 ...
 
+    A subclass calls ``super().__init__``. ``acquire``, ``finish``, ``look``, ``release_soon``, ``companions``, ``format``,
+    ``clock`` and ``wall`` are the engine's; their names are taken.
+
     Args:
         prefix: put before every key.
         timeout: seconds (or a ``timedelta``) that one call may take; a store with I/O keeps it.
@@ -151,7 +154,7 @@ class Store(Ownership):
     async def claim(
         self, key: str, *, lease: Duration = 30, ttl: Duration = 86_400, fingerprint: str | None = None
     ) -> Claimed | Replay | InProgress | Mismatch:
-        """Claim ``key``, or say why not.
+        """Claim ``key``, or say why not. A record in progress lives as long as the longer of ttl and lease.
 
         Args:
             key: the idempotency key.
