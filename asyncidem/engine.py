@@ -168,9 +168,6 @@ class Engine:
         except Exception as error:  # noqa: BLE001 - a codec of the user's may raise anything: whatever it is, there is no text
             refused = CodecError(f"the codec failed to encode the result: {error!r}")
             refused.__cause__ = error
-        except BaseException:  # interrupted: nothing is stored, and nobody may wait for it
-            self._ended(op, None)
-            raise
         if refused is None:
             await self._complete(op, data, None, None, result)
             return
@@ -257,11 +254,8 @@ class Engine:
     def _start(self, op: Operation, claim: Claimed) -> None:
         op._claim = claim
         local = op._local = Local.of(self.store)
-        try:
-            self.tell("claimed" if claim.attempt == 1 else "taken_over", op)
-        except BaseException:  # a hook was interrupted: nobody will end this operation, so nothing may wait for its end
-            local.watches.ended(op.key, None, free=False)
-            raise
+        # First the hooks: whatever interrupts one leaves a claim that nobody renews, and that ends with its lease.
+        self.tell("claimed" if claim.attempt == 1 else "taken_over", op)
         if op._options.renew:
             local.renewer.hold(claim, op)
         self._enter(op, Phase.RUNNING)

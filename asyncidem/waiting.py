@@ -159,13 +159,11 @@ class Watches:
         watch = self._watches.get(key)
         if watch is None:
             return
-        owner, watch.owner = watch.owner, None
+        watch.owner = None
         if record is not None:
             self._learn(watch, record)
         elif free:
             watch.elect()
-        elif owner is not None:
-            watch.lease_end = self._loop.time() + owner._deadline - self._store.clock()
         if watch.poller is not None:  # it sleeps at the pace of an owner that is here
             watch.poller.cancel()
             watch.poller = None

@@ -110,9 +110,13 @@ class Guarded:
         async with self._locked(key, value, owner_of(value if exact else expected)):
             if not fits(found := await self._get(key)):
                 return Swap(False, found)
-            if found is None:
-                other = await self._write_absent(key, value, ttl_ms)
-                return Swap(other is None or other.value == value, None if other is None else other.value)
+            while found is None:
+                if await self._set(key, value, ttl_ms, nx=True):
+                    return Swap(True)
+                # Ours, if the reply of a SET NX that did write was lost; if what refused it is gone, it is asked again.
+                found = await self._get(key)
+                if found is not None:
+                    return Swap(found == value, found)
             if left_ms is not None and self.has_pttl and (await self._left(key) or 0) > left_ms:
                 return Swap(False, found)
             await self._set(key, value, ttl_ms, nx=False)

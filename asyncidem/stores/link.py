@@ -193,6 +193,8 @@ class Link:
             if not code:
                 unknown = unknown or progress.sent
             elif code not in PASSING:
+                # A size is refused before anything runs, however often the connection broke over it.
+                unknown = unknown and "invalid bulk length" not in str(last)
                 message = f"the server refused: {last}{HINTS.get(code, '')}"
                 if unknown or code in UNWRITABLE:
                     raise StoreUnavailableError(message, outcome_unknown=unknown) from last

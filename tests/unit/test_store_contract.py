@@ -231,7 +231,9 @@ def test_one_memory_store_serves_loops_in_threads() -> None:
     async def second() -> int:
         result = await idem.run("two", handler, 2)
         assert len(store.companions) == 2
+        first: Any = next(iter(store.companions.values()))
         await store.aclose()
+        assert first.renewer._delays, "the other loop's handler still runs, and its lease is still renewed"
         return result
 
     assert asyncio.run(second()) == 2
