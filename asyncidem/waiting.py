@@ -287,8 +287,8 @@ class Watches:
                 if not watch.claiming and watch.owner is None:
                     await self._look_once(watch)
         finally:
-            if watch.poller is asyncio.current_task():
-                watch.poller = None
+            # Unless another one has its place by now.
+            watch.poller = None if watch.poller is asyncio.current_task() else watch.poller
 
     async def _look_once(self, watch: Watch) -> None:
         try:
@@ -304,10 +304,11 @@ class Watches:
             watch.elect()
         elif isinstance(decision, Replay):
             self._learn(watch, decision.record)
-        elif isinstance(decision, InProgress):
+        else:
+            assert isinstance(decision, InProgress)
+            assert decision.record is not None
             watch.lease_end = self._loop.time() + decision.retry_after
-            if decision.record is not None:
-                watch.learn(decision.record)
+            watch.learn(decision.record)
 
 
 def _differs(record: Record, fingerprint: str | None) -> bool:

@@ -126,9 +126,9 @@ class Primitives(ABC):
         call_deadline.set(None)  # in this task's own context: what is repeated is a new call
         clock = asyncio.get_running_loop().time
         end, pause, ending = clock() + seconds, 0.05, False
-        while (left := end - clock()) > 0:
+        while True:
             try:
-                async with asyncio.timeout(left):
+                async with asyncio.timeout_at(end):
                     with contextlib.suppress(StoreUnavailableError):
                         await step()
                         return

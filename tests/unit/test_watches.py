@@ -2,10 +2,12 @@
 
 import asyncio
 import gc
+from typing import Any
 
 import pytest
 
 from asyncidem import (
+    FingerprintMismatchError,
     Idempotency,
     InProgressError,
     StoreError,
@@ -13,6 +15,7 @@ from asyncidem import (
     WaitTimeoutError,
     current_operation,
 )
+from asyncidem.waiting import _late
 
 from faulty import FaultyStore, settle, virtual
 
@@ -285,3 +288,24 @@ async def test_polls_belong_to_no_caller() -> None:
         await store.complete(claim, '"done"')  # type: ignore[arg-type]
         assert await waiter == "done"
     assert seen == [None] * 3
+
+
+@virtual
+async def test_another_payload_than_that_of_a_call_elsewhere_is_refused_at_once() -> None:
+    """A caller that would wait is told of the mismatch by its own claim, and leaves no watch behind."""
+    store = FaultyStore.here()
+    idem = Idempotency(store, wait=60)
+    await store.claim("k", lease=30, fingerprint="another")
+    for _ in range(2):
+        with pytest.raises(FingerprintMismatchError):
+            await idem.run("k", second, payload=1)
+    assert store.clock() == 0
+    assert store.counts == {"put_if_absent": 3}
+
+
+async def test_a_timer_that_fires_after_the_answer_changes_nothing() -> None:
+    """A waiter that has its answer and has not run yet is not late."""
+    waiter: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    waiter.set_result("answer")
+    _late(waiter)
+    assert waiter.result() == "answer"
