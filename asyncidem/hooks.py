@@ -9,8 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from .keys import digest
 
@@ -37,8 +36,7 @@ EventName = Literal[
 ]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Event:
+class Event(NamedTuple):
     """One thing that happened to one operation. Those with a star are warnings in the log too.
 
     ==================== ======================================================================================

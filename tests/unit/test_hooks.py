@@ -1,6 +1,5 @@
 """Hooks: told what happens, and unable to change it."""
 
-import dataclasses
 import logging
 
 import pytest
@@ -61,8 +60,8 @@ def test_a_warning_names_the_class_of_the_cause(caplog: pytest.LogCaptureFixture
     """What made a store fail is named by its class; its message, which may hold anything, is not logged."""
     error = RuntimeError("the card of Ann is down")
     error.__cause__ = ConnectionError("the card of Ann is refused")
-    warn(dataclasses.replace(EVENT, error=error))
-    warn(dataclasses.replace(EVENT, error=None))
+    warn(EVENT._replace(error=error))
+    warn(EVENT._replace(error=None))
     assert [(vars(one)["error"], vars(one)["cause"]) for one in caplog.records] == [
         ("RuntimeError", "ConnectionError"),
         (None, None),
@@ -74,5 +73,5 @@ def test_events_are_frozen_and_minimal_ones_have_defaults() -> None:
     """An event needs a name and a key, and cannot be changed by a hook for those after it."""
     event = Event(name="claimed", key="k")
     assert (event.operation, event.attempt, event.elapsed, event.error, event.source) == (None, None, 0.0, None, None)
-    with pytest.raises(dataclasses.FrozenInstanceError):
+    with pytest.raises(AttributeError):
         event.key = "other"  # type: ignore[misc]
