@@ -4,8 +4,9 @@ The invariants:
 
 - One task at a time claims on behalf of a watch, the *elected* one; the others wait on futures. A task that is
   cancelled after it was elected hands the election on, and never claims.
-- While a task of this process owns the key, nobody polls: the owner tells the watch when it ends. Otherwise one poller
-  reads the record, its pause a tenth of the time that the watch has waited, from 5 ms to 1 s, with jitter.
+- While a task of this process owns the key, the store is not asked: the owner tells the watch when it ends. If its lease
+  runs out without a word, it was forgotten. Otherwise one poller reads the record, its pause a tenth of the time that the
+  watch has waited, from 5 ms to 1 s, with jitter.
 - A completed record goes to all waiters at once, each of which judges it by its own fingerprint. A key that is free
   goes to one waiter, which claims it; the others wait on.
 """

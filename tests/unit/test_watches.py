@@ -136,8 +136,8 @@ async def test_a_key_seen_in_progress_is_not_run_unprotected() -> None:
 
 
 @virtual
-async def test_a_waiter_that_is_late_in_the_same_moment_is_not_elected() -> None:
-    """A release reaches those who still wait, and not one whose time ran out just before."""
+async def test_an_end_and_a_time_out_in_one_moment_harm_nobody() -> None:
+    """Whether the release or the other's time-out comes first, the patient waiter gets its result."""
     store = FaultyStore.here()
     idem = Idempotency(store, lease=30)
 
