@@ -111,3 +111,11 @@ def coverage(session: nox.Session) -> None:
     data = sorted(str(path) for path in (SCRATCH / "coverage").glob("*"))
     session.run("coverage", "combine", "--keep", "--quiet", *data, env=env)
     session.run("coverage", "report", env=env)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure beside bare commands and the peers: `nox -s bench`, or `nox -s bench -- --quick` in under a minute."""
+    project = PYPROJECT["project"]["name"]
+    session.install(f"{project} @ {built(session).as_uri()}", *group("bench"))
+    session.run("python", "tests/benchmarks/bench.py", *session.posargs, env={"PYTHONSAFEPATH": "1"})

@@ -37,7 +37,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .codecs import Codec, JSONCodec, PydanticCodec
+from .codecs import Codec, JSONCodec, MsgspecCodec, PydanticCodec
 from .errors import (
     CodecError,
     CompletionError,
@@ -84,6 +84,7 @@ __all__ = [
     "MemoryStore",
     "Mismatch",
     "MissingKeyError",
+    "MsgspecCodec",
     "Operation",
     "PydanticCodec",
     "Record",

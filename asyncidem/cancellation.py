@@ -10,9 +10,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from typing import Any, Final
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Any, Final, TypeVar
 
-__all__ = ["LINGER", "linger"]
+__all__ = ["LINGER", "linger", "within_loop"]
+
+T = TypeVar("T")
 
 LINGER: Final = 0.5
 """Seconds that a cancelled caller waits for what it began; after them that goes on in the background."""
@@ -36,3 +39,31 @@ async def linger(task: asyncio.Task[Any]) -> None:
             # the one that is swallowed is a repetition of the one that the caller is about to raise
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait((task,), timeout=left)
+
+
+async def within_loop(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+    """Do ``work`` in a task of its own, which ends with its loop at the latest.
+
+    ``asyncio.run`` cancels the tasks that are there when it ends. What those begin in their last moments nobody would
+    end: it would be destroyed while it is pending, or keep a socket.
+    """
+    task = asyncio.current_task()
+    assert task is not None
+    guard = _until_loop_ends(task)
+    await anext(guard)
+    try:
+        return await work()
+    finally:
+        with contextlib.suppress(RuntimeError):  # it is what ends this task, and runs
+            await guard.aclose()
+
+
+async def _until_loop_ends(task: asyncio.Task[Any]) -> AsyncGenerator[None]:
+    """Cancel ``task`` when the loop closes the asynchronous generators that were begun in it."""
+    try:
+        yield
+    finally:
+        if asyncio.current_task() is not task:
+            while not task.done():
+                task.cancel()
+                await asyncio.sleep(0)

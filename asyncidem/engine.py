@@ -31,15 +31,15 @@ from .errors import (
     StoreUnavailableError,
 )
 from .hooks import Event, EventName, Hook, emit, logger, warn
-from .model import MIN_TTL_MS, Claimed, Mismatch, Outcome, Record, Replay, State, decide
+from .model import MIN_TTL_MS, Claimed, InProgress, Mismatch, Outcome, Record, Replay, State, decide
 from .operation import Operation, Phase, current
 from .options import Options
 from .renewal import Renewer
 from .replay import describe, rebuild
 from .stores.base import Store
-from .waiting import StillRunningError, Watches
+from .waiting import StillRunningError, Waited, Watches, differs
 
-__all__ = ["Engine"]
+__all__ = ["MISSING", "Engine"]
 
 
 class Local:
@@ -59,13 +59,12 @@ class Local:
     def of(cls, store: Store) -> Local:
         """Return that of the running loop. Those of loops that have ended are dropped with their first successor."""
         loop = asyncio.get_running_loop()
-        local = store.companions.get(loop)
+        local: Any = store.companions.get(loop)
         if local is None:
             for ended in [other for other in list(store.companions) if other.is_closed()]:
                 store.companions.pop(ended, None)  # another thread may do the same
             local = store.companions[loop] = cls(store, loop)
-        assert isinstance(local, Local)
-        return local
+        return local  # type: ignore[no-any-return]  # nothing else is put there under a loop
 
     async def aclose(self) -> None:
         """Stop renewing and polling; leave no task behind."""
@@ -74,9 +73,11 @@ class Local:
             await self.renewer.aclose()
 
 
+Outcomes: TypeAlias = Claimed | Replay | InProgress | Mismatch | Waited
 Handler: TypeAlias = Callable[..., Awaitable[Any]]
 
 PLAIN: Final = JSONCodec()
+MISSING: Final = object()
 
 
 class Engine:
@@ -88,16 +89,39 @@ class Engine:
         local_cache: how many completed records are kept in process.
     """
 
+    __slots__ = ("_cache", "_hooks", "store")
+
     def __init__(self, store: Store, hooks: tuple[Hook, ...], local_cache: int) -> None:
         self.store = store
         self._hooks = hooks
         self._cache = Cache(local_cache, store.clock) if local_cache else None
 
+    def kept(self, key: str, fingerprint: str | None, annotation: Any, options: Options) -> Any:
+        """Return the result that the local cache has, where there is no more to it than that; else ``MISSING``.
+
+        It is what ``call`` would return. Whatever has to be told or refused is left to an operation.
+        """
+        if self._cache is None or self._hooks:
+            return MISSING
+        record = self._cache.get(key)
+        if record is None or record.data is None or record.outcome is not None or differs(record, fingerprint):
+            return MISSING
+        if (outer := current.get()) is not None:
+            self._refuse_nesting(key, outer)
+        return _result(record, annotation, options)
+
     async def call(self, op: Operation, fn: Handler, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run ``fn`` as ``op``, or return the stored result."""
-        await self.begin(op)
+        claiming = self._approach(op)
+        if claiming is not None:
+            try:
+                outcome = await claiming
+            except (StoreError, InProgressError) as error:
+                self._refused(op, error)
+            else:
+                self._settle(op, outcome)
         if op._phase is Phase.REPLAYED:
-            self._leave(op)
+            op._phase = Phase.ENDED
             return op._result
         try:
             result = await fn(*args, **kwargs)
@@ -109,40 +133,15 @@ class Engine:
 
     async def begin(self, op: Operation) -> None:
         """Bring ``op`` to run, or to its replay; raise why it does neither."""
-        if op._started:
-            raise IdempotencyError(f"the operation {op.key!r} was entered before; make a new one for each call")
-        op._started = time.monotonic()
-        op._outer = current.get()
-        if not op.key:
-            self.tell("ran_unprotected", op, warning=True)
-            self._enter(op, Phase.UNPROTECTED)
-            return
-        self._refuse_nesting(op)
-        if self._cache is not None and (record := self._cache.get(op.key)) is not None:
-            self._judge_cached(op, record)
-            return
-        asked = self.store.clock()
-        try:
-            outcome = await self._claim(op)
-        except StoreError as error:
-            self.tell("store_error", op, error)
-            down = isinstance(error, StoreUnavailableError) and not isinstance(error, StillRunningError)
-            if op._options.on_store_error == "raise" or not down:
-                raise
-            self.tell("ran_unprotected", op, error, warning=True)
-            self._enter(op, Phase.UNPROTECTED)
-            return
-        except InProgressError as error:
-            self.tell("in_progress", op, error)
-            raise
-        if isinstance(outcome, Claimed):
-            self._start(op, outcome)
-        elif isinstance(outcome, Replay):
-            if self._cache is not None:
-                self._cache.put(outcome.record, self.store.clock() - asked)
-            self._replay(op, outcome.record, "store")
-        else:
-            raise self._mismatch(op, outcome)
+        # The same lines as in `call`, where another coroutine would cost each of many waiters its frame.
+        claiming = self._approach(op)
+        if claiming is not None:
+            try:
+                outcome = await claiming
+            except (StoreError, InProgressError) as error:
+                self._refused(op, error)
+            else:
+                self._settle(op, outcome)
 
     async def finish(self, op: Operation, result: Any) -> None:
         """Store the result of a handler that returned; raise what its caller must know instead of it."""
@@ -156,8 +155,8 @@ class Engine:
             return
         refused: CodecError | None = None
         data: str | None = None
+        codec = op._options.codec
         try:
-            codec = op._options.codec
             if codec.needs_annotation and op._annotation is Any:
                 codec = PLAIN  # nothing says what would come back: then only what comes back as itself
             data = codec.encode(result)
@@ -222,40 +221,76 @@ class Engine:
 
     # -- begin ----------------------------------------------------------------------------------------------------------
 
-    def _refuse_nesting(self, op: Operation) -> None:
-        outer = op._outer
+    def _refuse_nesting(self, key: str, inner: Operation) -> None:
+        """Refuse ``key`` inside of its own operation, ``inner`` or one around that."""
+        outer: Operation | None = inner
         while outer is not None:
-            if outer.key == op.key and outer._phase is Phase.RUNNING and outer._engine.store is self.store:
+            if outer.key == key and outer._phase is Phase.RUNNING and outer._engine.store is self.store:
                 claim = outer._claim
                 left = 0.0 if claim is None else max(0.0, claim._deadline - self.store.clock())
                 raise InProgressError(
-                    op.key, left, f"the operation {op.key!r} is called inside itself: it would wait for its own end"
+                    key, left, f"the operation {key!r} is called inside itself: it would wait for its own end"
                 )
             outer = outer._outer
 
-    async def _claim(self, op: Operation) -> Claimed | Replay | Mismatch:
-        options, key, fingerprint = op._options, op.key, op._fingerprint
-        aged = self._cache is not None
+    def _approach(self, op: Operation) -> Awaitable[Outcomes] | None:
+        """Begin ``op`` as far as nothing need be awaited; return the claim that must be, or None if there is none."""
+        if op._started:
+            raise IdempotencyError(f"the operation {op.key!r} was entered before; make a new one for each call")
+        op._started = time.monotonic()
+        op._outer = outer = current.get()
+        key, options, cache = op.key, op._options, self._cache
+        if not key:
+            self.tell("ran_unprotected", op, warning=True)
+            self._enter(op, Phase.UNPROTECTED)
+            return None
+        if outer is not None:
+            self._refuse_nesting(key, outer)
+        if cache is not None:
+            if (record := cache.get(key)) is not None:
+                self._judge_cached(op, record)
+                return None
+            op._asked = self.store.clock()
         if options.wait is None:
-            outcome = await self.store.acquire(key, options.lease_ms, options.ttl_ms, fingerprint, aged=aged)
-            if isinstance(outcome, Claimed | Replay | Mismatch):
-                return outcome
-            raise InProgressError(key, outcome.retry_after)
-        settled, waited = await Local.of(self.store).watches.acquire(
-            key,
-            fingerprint,
-            options.wait,
-            lambda: self.store.acquire(key, options.lease_ms, options.ttl_ms, fingerprint, aged=aged),
-        )
-        if waited:
+            return self.store.acquire(key, options.lease_ms, options.ttl_ms, op._fingerprint, aged=cache is not None)
+        return Local.of(self.store).watches.acquire(key, op._fingerprint, options, aged=cache is not None)
+
+    def _settle(self, op: Operation, outcome: Outcomes) -> None:
+        """Bring ``op`` to run, or to its replay, as its claim came out."""
+        if isinstance(outcome, Waited):
             self.tell("waited", op)
-        return settled
+            outcome = outcome.outcome
+        if isinstance(outcome, Claimed):
+            self._start(op, outcome)
+        elif isinstance(outcome, Replay):
+            if self._cache is not None:
+                self._cache.put(outcome.record, self.store.clock() - op._asked)
+            self._replay(op, outcome.record, "store")
+        elif isinstance(outcome, Mismatch):
+            raise self._mismatch(op, outcome)
+        else:
+            error = InProgressError(op.key, outcome.retry_after)
+            self.tell("in_progress", op, error)
+            raise error
+
+    def _refused(self, op: Operation, error: StoreError | InProgressError) -> None:
+        """Bring ``op`` to run although it could not be claimed, if it may; else raise why."""
+        if isinstance(error, InProgressError):
+            self.tell("in_progress", op, error)
+            raise error
+        self.tell("store_error", op, error)
+        down = isinstance(error, StoreUnavailableError) and not isinstance(error, StillRunningError)
+        if op._options.on_store_error == "raise" or not down:
+            raise error
+        self.tell("ran_unprotected", op, error, warning=True)
+        self._enter(op, Phase.UNPROTECTED)
 
     def _start(self, op: Operation, claim: Claimed) -> None:
         op._claim = claim
         local = op._local = Local.of(self.store)
         # First the hooks: whatever interrupts one leaves a claim that nobody renews, and that ends with its lease.
-        self.tell("claimed" if claim.attempt == 1 else "taken_over", op)
+        if self._hooks:
+            self.tell("claimed" if claim.attempt == 1 else "taken_over", op)
         if op._options.renew:
             local.renewer.hold(claim, op)
         self._enter(op, Phase.RUNNING)
@@ -276,17 +311,10 @@ class Engine:
             error = ResultUnavailableError(op.key, record.outcome or "unavailable")
             self.tell("result_unavailable", op, error)
             raise error
-        try:
-            result = options.codec.decode(record.data, op._annotation)
-        except CodecError:
-            raise
-        except Exception as error:  # a codec of the user's may raise anything: the stored text is not for it
-            raise CodecError(f"the codec failed to decode the stored result: {error!r}") from error
-        if options.map_replay is not None:
-            result = options.map_replay(result, record)
-        op._result, op._replayed = result, True
-        self.tell("replayed", op, source=source)
-        self._enter(op, Phase.REPLAYED)
+        op._result = _result(record, op._annotation, options)
+        if self._hooks:
+            self.tell("replayed", op, source=source)
+        op._phase = Phase.REPLAYED
 
     def _mismatch(self, op: Operation, mismatch: Mismatch) -> FingerprintMismatchError:
         op._record = mismatch.record
@@ -296,21 +324,22 @@ class Engine:
 
     def _enter(self, op: Operation, phase: Phase) -> None:
         op._phase = phase
-        op._task = asyncio.current_task()
-        op._cancelling = 0 if op._task is None else op._task.cancelling()
+        op._task = task = asyncio.current_task()
+        if task is not None:
+            op._cancelling = task.cancelling()
         current.set(op)
 
     # -- finish and fail ------------------------------------------------------------------------------------------------
 
     def _leave(self, op: Operation) -> None:
         """End ``op``: from here on nothing renews its claim, and no loss cancels its task."""
-        if op._phase in (Phase.NEW, Phase.ENDED):
+        if op._phase is Phase.ENDED or op._phase is Phase.NEW:
             raise IdempotencyError(f"the operation {op.key!r} is {op._phase.value}, not running")
         op._phase = Phase.ENDED
         if op._claim is not None and op._local is not None:
             op._local.renewer.drop(op._claim)
-        if op._lost is not None and op._task is not None:
-            op._task.uncancel()  # the cancellation was ours, and ends here
+            if op._lost is not None and op._task is not None:
+                op._task.uncancel()  # the cancellation was ours, and ends here
         if current.get() is op:  # else this is another context, or operations that overlap in one
             outer = op._outer
             while outer is not None and outer._phase is Phase.ENDED:
@@ -334,8 +363,10 @@ class Engine:
         instead: Exception | None = None,
     ) -> None:
         """Record the end; ``instead`` is what the caller is about to raise."""
-        claim = op._claim
+        claim, local = op._claim, op._local
         assert claim is not None
+        assert local is not None
+        stored = False
         record: Record | None = None
         sent = self.store.clock()  # the ttl counts from the write, which is not before this
         try:
@@ -348,18 +379,19 @@ class Engine:
                 data, outcome, error = None, "too_large", None
                 await self.store.finish(claim, None, op._options.ttl_ms, outcome, None)
                 self.tell("result_unavailable", op, refusal, warning=True)
-            lives = max(op._options.ttl_ms, MIN_TTL_MS) / 1000 - (self.store.clock() - sent)
-            record = Record(
-                key=op.key,
-                state=State.COMPLETED,
-                owner=claim.owner,
-                attempt=claim.attempt,
-                data=data,
-                fingerprint=claim._fingerprint,
-                outcome=outcome,
-                expires_in=lives,
-                error=error,
-            )
+            stored = True
+            if self._cache is not None or local.watches.waits(op.key):  # else nobody would look at it
+                record = Record(
+                    key=op.key,
+                    state=State.COMPLETED,
+                    owner=claim.owner,
+                    attempt=claim.attempt,
+                    data=data,
+                    fingerprint=claim._fingerprint,
+                    outcome=outcome,
+                    expires_in=max(op._options.ttl_ms, MIN_TTL_MS) / 1000 - (self.store.clock() - sent),
+                    error=error,
+                )
         except LeaseLostError as lost:
             if op._lost is None:
                 self.tell("lease_lost", op, lost, warning=True)
@@ -370,10 +402,10 @@ class Engine:
             if op._options.on_completion_error == "raise" and not isinstance(instead, CodecError):
                 raise CompletionError(op.key, result) from trouble
         finally:
-            self._ended(op, record)
-        if record is not None:
-            if self._cache is not None:
-                self._cache.put(record)
+            local.watches.ended(op.key, record, free=False)
+        if record is not None and self._cache is not None:
+            self._cache.put(record)
+        if stored and self._hooks:
             self.tell("completed", op)
 
     async def _release(self, op: Operation) -> None:
@@ -388,6 +420,18 @@ class Engine:
             self._ended(op, None, free=free)
         if free:
             self.tell("released", op)
+
+
+def _result(record: Record, annotation: Any, options: Options) -> Any:
+    """Return what a replay of ``record`` gives: a value of its own, for the caller may change it."""
+    assert record.data is not None
+    try:
+        result = options.codec.decode(record.data, annotation)
+    except CodecError:
+        raise
+    except Exception as error:  # a codec of the user's may raise anything: the stored text is not for it
+        raise CodecError(f"the codec failed to decode the stored result: {error!r}") from error
+    return result if options.map_replay is None else options.map_replay(result, record)
 
 
 def _choice(options: Options, error: BaseException) -> str:

@@ -6,11 +6,11 @@ import functools
 import inspect
 import warnings
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
-from typing import Any, Final, Literal, ParamSpec, Protocol, TypeVar, TypeVarTuple, Unpack, final, overload
+from typing import Any, Final, Literal, ParamSpec, Protocol, TypeVar, TypeVarTuple, Unpack, cast, final, overload
 
 from .codecs import UNRESOLVED, Codec, JSONCodec, return_annotation
 from .durations import Duration
-from .engine import Engine
+from .engine import MISSING, Engine
 from .errors import ConfigurationError, MissingKeyError
 from .hooks import Hook
 from .keys import canonical, check_key, digest, fingerprint, key_text, qualify
@@ -18,11 +18,10 @@ from .model import Record
 from .operation import Operation
 from .options import Options, Overrides, is_coroutine_callable
 from .signatures import (
+    Functions,
     Selector,
     annotation_for,
-    awaitable_of,
     refuse_method,
-    refuse_uncallable,
     refuse_undecorable,
     selector,
 )
@@ -35,6 +34,8 @@ R = TypeVar("R")
 Ts = TypeVarTuple("Ts")
 
 MAX_LOCAL_CACHE: Final = 10_000_000
+
+NO_KEYWORDS: Final[dict[str, Any]] = {}
 
 
 class Decorator(Protocol):
@@ -81,12 +82,14 @@ class Idempotency:
         ConfigurationError: an option cannot work.
     """
 
-    __slots__ = ("_engine", "_functions", "_namespace", "_options", "_secret")
+    __slots__ = ("_engine", "_functions", "_labels", "_namespace", "_options", "_scope", "_secret")
 
     _engine: Engine
-    _functions: dict[str, Any]
+    _functions: Functions
+    _labels: dict[str, Any]
     _namespace: str
     _options: Options
+    _scope: str
     _secret: bytes | None
 
     def __init__(
@@ -140,8 +143,10 @@ class Idempotency:
         )
         put = functools.partial(object.__setattr__, self)
         put("_engine", Engine(store, hooks, local_cache))
-        put("_functions", {})
+        put("_functions", Functions())
+        put("_labels", {})
         put("_namespace", namespace)
+        put("_scope", qualify(namespace, ""))
         put("_options", options)
         put("_secret", _secret(fingerprint_secret))
 
@@ -239,7 +244,9 @@ class Idempotency:
             InvalidKeyError: the key is not text, or the payload has no canonical text.
             ConfigurationError: an option cannot work.
         """
-        return self._operation(key, payload, name, Any, self._options.override(options))
+        checked = self._options.override(options)
+        full, mark = self._full(key, checked), self._fingerprint(payload)
+        return Operation(self._engine, full, name, mark, Any, checked)
 
     async def run(
         self,
@@ -265,12 +272,11 @@ class Idempotency:
             ConfigurationError: ``fn`` is a plain function, or an option cannot work.
             IdempotencyError: whatever ``async with`` on an operation raises.
         """
-        checked = self._options.override(options)
-        refuse_uncallable(fn)
-        annotation = annotation_for(fn, checked)
-        op = self._operation(key, payload, name or getattr(fn, "__qualname__", None), annotation, checked)
-        result: R = await self._engine.call(op, awaitable_of(fn), args, {})
-        return result
+        found: Operation | tuple[Any] = self._find(key, fn, payload, name, options)
+        del payload, options  # of many thousand waiters each keeps what is still here
+        if isinstance(found, tuple):
+            return cast("R", found[0])
+        return cast("R", await self._engine.call(found, self._functions.handler(fn), args, NO_KEYWORDS))
 
     def key_for(self, fn: Callable[P, Any], /, *args: P.args, **kwargs: P.kwargs) -> str:
         """Return the key that a call of a decorated function has, as ``store.get`` accepts it.
@@ -289,16 +295,25 @@ class Idempotency:
             raise MissingKeyError(f"the arguments of {protected.label} give no key: it is None or empty")
         return key
 
-    def _operation(
-        self, key: object, payload: object, name: str | None, annotation: Any, options: Options
-    ) -> Operation:
-        if key_text(key) is None:
-            if options.missing_key == "raise":
-                raise MissingKeyError(f"the idempotency key is {key!r}; give one, or allow missing_key='run'")
-            full = ""
-        else:
-            full = qualify(self._namespace, check_key(key))
-        return Operation(self._engine, full, name, self._fingerprint(payload), annotation, options)
+    def _find(
+        self, key: object, fn: Callable[..., Any], payload: object, name: str | None, overrides: Overrides
+    ) -> Operation | tuple[Any]:
+        """Return the operation of a run, or its result alone where that takes no operation."""
+        options = self._options.override(overrides) if overrides else self._options
+        annotation = self._functions.annotation(fn, options.codec)
+        full, mark = self._full(key, options), self._fingerprint(payload)
+        result = self._engine.kept(full, mark, annotation, options)
+        if result is not MISSING:
+            return (result,)
+        return Operation(self._engine, full, name or getattr(fn, "__qualname__", None), mark, annotation, options)
+
+    def _full(self, key: object, options: Options) -> str:
+        """Return ``key`` behind the namespace; empty if it is missing and that is allowed."""
+        if key_text(key) is not None:
+            return self._scope + check_key(key)
+        if options.missing_key == "raise":
+            raise MissingKeyError(f"the idempotency key is {key!r}; give one, or allow missing_key='run'")
+        return ""
 
     def _fingerprint(self, payload: object) -> str | None:
         return None if payload is None else fingerprint(payload, self._secret)
@@ -314,19 +329,24 @@ class Idempotency:
         protected = Protected(self, fn, key, payload, name, options)
         label = protected.label
         code = getattr(fn, "__code__", fn)
-        if self._functions.setdefault(label, fn) is not fn:
-            kind = "closure of one factory" if getattr(self._functions[label], "__code__", None) is code else "function"
+        if self._labels.setdefault(label, fn) is not fn:
+            kind = "closure of one factory" if getattr(self._labels[label], "__code__", None) is code else "function"
             warnings.warn(
                 f"a second {kind} is protected under the name {label!r}: equal keys of the two replay each other's "
                 f"results; give each its own name=",
                 UserWarning,
                 stacklevel=3,
             )
-        engine, call = self._engine, self._engine.call
+        find, call = protected.find, self._engine.call
 
         @functools.wraps(fn)
         async def protect(*args: Any, **kwargs: Any) -> Any:
-            return await call(protected.operation(engine, args, kwargs), fn, args, kwargs)
+            found = find(args, kwargs)
+            if isinstance(found, tuple):
+                return found[0]
+            if not kwargs:
+                kwargs = NO_KEYWORDS  # of many thousand waiters none need keep an empty one of its own
+            return await call(found, fn, args, kwargs)
 
         protect.__asyncidem__ = protected  # type: ignore[attr-defined]  # where key_for finds it
         return protect
@@ -343,6 +363,19 @@ class Protected:
         name: stands for the function's name.
         options: checked options.
     """
+
+    __slots__ = (
+        "_annotation",
+        "_fn",
+        "_key",
+        "_options",
+        "_payload",
+        "_scope",
+        "_several",
+        "_signature",
+        "label",
+        "owner",
+    )
 
     def __init__(
         self,
@@ -380,10 +413,12 @@ class Protected:
         if self._several and any(key_text(part) is None for part in value):
             return ""
         text = key_text(value)
-        return "" if text is None else self._scope + check_key(text)
+        if text is None:
+            return ""
+        return self._scope + (text if text.isascii() else check_key(text))
 
-    def operation(self, engine: Engine, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation:
-        """Return the operation of a call.
+    def find(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Operation | tuple[Any]:
+        """Return the operation of a call, or its result alone where that takes no operation.
 
         Raises:
             MissingKeyError: the arguments give no key.
@@ -391,13 +426,16 @@ class Protected:
             ConfigurationError: the return annotation still names what does not exist.
         """
         if self._annotation is UNRESOLVED:
-            self._annotation = annotation_for(self._fn, self._options)
+            self._annotation = annotation_for(self._fn, self._options.codec)
         key = self.key(args, kwargs)
         if not key and self._options.missing_key == "raise":
             raise MissingKeyError(f"the arguments of {self.label} give no key: it is None or empty")
-        payload = None if self._payload is None else self._payload(args, kwargs)
-        mark = None if self._payload is None else fingerprint(payload, self.owner._secret)
-        return Operation(engine, key, self.label, mark, self._annotation, self._options)
+        mark = None if self._payload is None else fingerprint(self._payload(args, kwargs), self.owner._secret)
+        engine, options = self.owner._engine, self._options
+        result = engine.kept(key, mark, self._annotation, options)
+        if result is not MISSING:
+            return (result,)
+        return Operation(engine, key, self.label, mark, self._annotation, options)
 
 
 def _is_utf8(text: Any) -> bool:

@@ -38,6 +38,8 @@ LOCK_SUFFIX = ":lock"
 MAX_KEY_BYTES = 512
 """Longer keys are stored as their digest: Redis takes them, but pays for each byte in every command."""
 
+MAX_SHORT = 1 << 64
+
 _CONTAINERS = (list, tuple, set, frozenset, bytes, bytearray, memoryview, Mapping)
 _TEXT_IS_IDENTITY = frozenset({"ipaddress", "pydantic.networks"})
 _REMEDY = "use text, numbers, lists, dicts, dataclasses or models, or convert it to text yourself"
@@ -113,6 +115,10 @@ def key_text(value: object) -> str | None:
     Raises:
         InvalidKeyError: ``value`` has no canonical text (see :func:`canonical`).
     """
+    if type(value) is str:
+        return value or None
+    if type(value) is int and -MAX_SHORT < value < MAX_SHORT:
+        return int.__repr__(value)
     while isinstance(value, Enum):
         value = value.value
     if isinstance(value, str):
@@ -138,6 +144,8 @@ def check_key(key: object) -> str:
         MissingKeyError: None or ``""``.
         InvalidKeyError: not text, or text with a lone surrogate, which is not UTF-8.
     """
+    if type(key) is str and key and key.isascii():
+        return key
     if key is None or key == "":
         raise MissingKeyError("the idempotency key is None or empty; give every operation its own key")
     if not isinstance(key, str):

@@ -37,6 +37,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias, cast
 from .errors import ConfigurationError, StoreError
 
 __all__ = [
+    "LARGE",
     "LEFT_UNKNOWN",
     "LOCK_MS",
     "MIN_TTL_MS",
@@ -69,6 +70,9 @@ MIN_TTL_MS: Final = 1000
 
 LOCK_MS: Final = 10_000
 """How long a lock lives at the most."""
+
+LARGE: Final = 64 * 1024
+"""Bytes from which a result is large: it goes its own way to the server, and lets others in between the steps to it."""
 
 MAX_TIME: Final = 2**63
 
@@ -159,7 +163,7 @@ class Claimed:
     _stamp: int  # in_progress_expiration as last written: the next one is greater
     _deadline: float  # the end of the lease on this process' monotonic clock
     _settled: Literal["", "completed", "released", "lost"]
-    _completion: bytes | None  # a repeated completion writes the same bytes
+    _completion: tuple[bytes, int] | None  # a repeated completion writes the same bytes for the same milliseconds
 
     def __init__(
         self, key: str, owner: str, attempt: int, lease_ms: int, lives_ms: int, ttl_ms: int, fingerprint: str | None

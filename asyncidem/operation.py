@@ -91,6 +91,7 @@ class Operation:
     __slots__ = (
         "__weakref__",
         "_annotation",
+        "_asked",
         "_cancelling",
         "_claim",
         "_downstream",
@@ -103,7 +104,6 @@ class Operation:
         "_outer",
         "_phase",
         "_record",
-        "_replayed",
         "_result",
         "_started",
         "_task",
@@ -126,13 +126,13 @@ class Operation:
         self._downstream: str | None = None
         self._record: Record | None = None
         self._result: Any = _UNSET
-        self._replayed = False
         self._looked = False
         self._lost: LeaseLostError | None = None
         self._outer: Operation | None = None
         self._task: asyncio.Task[Any] | None = None
         self._cancelling = 0
         self._started = 0.0
+        self._asked = 0.0
 
     @property
     def downstream_key(self) -> str:
@@ -155,7 +155,7 @@ class Operation:
     def replayed(self) -> bool:
         """Whether the operation completed before; its stored result is in ``result``."""
         self._looked = True
-        return self._replayed
+        return self._record is not None and self._result is not _UNSET
 
     @property
     def result(self) -> Any:
@@ -198,6 +198,8 @@ class Operation:
             StoreError: the store refused, or (``StoreUnavailableError``) did not answer; nothing ran.
         """
         await self._engine.begin(self)
+        if self._phase is Phase.REPLAYED:
+            current.set(self)  # a body that runs is entered where it begins, between the claim and the first hook
         return self
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:

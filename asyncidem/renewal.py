@@ -6,12 +6,16 @@ import asyncio
 import weakref
 from collections.abc import Awaitable, Callable
 from contextvars import Context
-from typing import Protocol
+from itertools import islice, takewhile
+from typing import Final, Protocol
 
 from .errors import LeaseLostError, StoreError
 from .model import Claimed
 
 __all__ = ["Holder", "Renewer"]
+
+SLICE: Final = 500
+"""How many renewals of one queue begin in one turn of the loop."""
 
 
 class Holder(Protocol):
@@ -48,7 +52,7 @@ class Renewer:
 
     def hold(self, claim: Claimed, holder: Holder) -> None:
         """Renew ``claim`` from now on, as long as ``holder`` lives: who was forgotten without an end blocks nobody."""
-        self._queue(claim, weakref.ref(holder), max(1, claim._lease_ms // 3))
+        self._queue(claim, weakref.ref(holder), claim._lease_ms // 3 or 1)
 
     def drop(self, claim: Claimed) -> None:
         """Renew ``claim`` no more. A renewal in flight is the store's to wait for."""
@@ -71,7 +75,10 @@ class Renewer:
     def _queue(self, claim: Claimed, holder: weakref.ref[Holder], delay_ms: int) -> None:
         due = self._loop.time() + delay_ms / 1000
         self._delays[claim] = delay_ms
-        self._queues.setdefault(delay_ms, {})[claim] = (due, holder)
+        queue = self._queues.get(delay_ms)
+        if queue is None:
+            queue = self._queues[delay_ms] = {}
+        queue[claim] = (due, holder)
         if self._timer is None or due < self._due:
             self._arm(due)
 
@@ -85,9 +92,9 @@ class Renewer:
         self._timer = None
         now = self._loop.time()
         for delay_ms, queue in list(self._queues.items()):
-            while queue and next(iter(queue.values()))[0] <= now:
-                claim = next(iter(queue))
-                _, holder = queue.pop(claim)
+            due = list(islice(takewhile(lambda held: held[1][0] <= now, queue.items()), SLICE))
+            for claim, (_, holder) in due:
+                queue.pop(claim, None)
                 task = self._loop.create_task(self._one(claim, holder))
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)

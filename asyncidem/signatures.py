@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import inspect
+import weakref
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, TypeAlias, get_args, get_origin
+from types import FunctionType
+from typing import Any, Final, TypeAlias, get_args, get_origin
 
-from .codecs import UNRESOLVED, return_annotation
+from .codecs import UNRESOLVED, Codec, return_annotation
 from .errors import ConfigurationError
-from .options import Options, is_coroutine_callable
+from .options import is_coroutine_callable
 
 __all__ = [
+    "Functions",
     "Selector",
     "annotation_for",
-    "awaitable_of",
     "refuse_method",
-    "refuse_uncallable",
     "refuse_undecorable",
     "selector",
 ]
@@ -24,11 +25,54 @@ Selector: TypeAlias = str | Sequence[str] | Callable[..., Any]
 """One parameter name, several, or a callable of the same arguments."""
 
 
-def annotation_for(fn: Callable[..., Any], options: Options) -> Any:
+MAX_KNOWN: Final = 1024
+
+Known: TypeAlias = tuple[weakref.ref[Callable[..., Any]], Codec, Any, bool]
+
+
+class Functions:
+    """What was found out about the functions that are run, as long as they live: each is looked at once.
+
+    Only plain functions are kept, weakly, and by identity: a closure must not outlive its caller, and a callable object
+    may be another one's equal, or be changed.
+    """
+
+    __slots__ = ("_known",)
+
+    def __init__(self) -> None:
+        self._known: dict[int, Known] = {}
+
+    def handler(self, fn: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
+        """Return ``fn`` so that what it returns is checked, where it is not known to make coroutines."""
+        known = self._known.get(id(fn))
+        coroutine = known[3] if known is not None and known[0]() is fn else inspect.iscoroutinefunction(fn)
+        return fn if coroutine else _checking(fn)
+
+    def annotation(self, fn: Callable[..., Any], codec: Codec) -> Any:
+        """Return the return annotation of ``fn``, checked by ``codec``.
+
+        Raises:
+            ConfigurationError: ``fn`` is known to return no awaitable, or ``codec`` refuses its annotation.
+        """
+        known = self._known.get(id(fn))
+        if known is not None and known[0]() is fn and known[1] is codec:
+            return known[2]
+        coroutine = inspect.iscoroutinefunction(fn)
+        _refuse_uncallable(fn, coroutine=coroutine)
+        annotation = annotation_for(fn, codec)
+        if type(fn) is FunctionType and annotation is not UNRESOLVED:
+            if len(self._known) >= MAX_KNOWN:  # an annotation may lead back to its function, and keep it alive
+                self._known.clear()
+            place, forget = id(fn), self._known.pop
+            self._known[place] = weakref.ref(fn, lambda _: forget(place, None)), codec, annotation, coroutine
+        return annotation
+
+
+def annotation_for(fn: Callable[..., Any], codec: Codec) -> Any:
     """Return the return annotation of a function that is about to be called, checked by its codec."""
     annotation = _awaited(fn, return_annotation(fn))
-    options.codec.check(annotation)
-    if annotation is UNRESOLVED and options.codec.needs_annotation:
+    codec.check(annotation)
+    if annotation is UNRESOLVED and codec.needs_annotation:
         name = getattr(fn, "__qualname__", repr(fn))
         raise ConfigurationError(
             f"the return annotation of {name} names what does not exist where it is defined; name the type in the "
@@ -39,7 +83,7 @@ def annotation_for(fn: Callable[..., Any], options: Options) -> Any:
 
 def _awaited(fn: Callable[..., Any], annotation: Any) -> Any:
     """Return what awaiting a call gives: a plain function's annotation names the awaitable, if anything."""
-    if annotation is UNRESOLVED or is_coroutine_callable(fn):
+    if annotation is UNRESOLVED or annotation is Any or is_coroutine_callable(fn):
         return annotation
     form, arguments = get_origin(annotation), get_args(annotation)
     return arguments[-1] if isinstance(form, type) and issubclass(form, Awaitable) and arguments else Any
@@ -67,19 +111,17 @@ def refuse_method(fn: Any, signature: inspect.Signature) -> None:
         raise ConfigurationError(f"{fn.__qualname__} is a method: say with key= what tells one call from another")
 
 
-def refuse_uncallable(fn: Any) -> None:
+def _refuse_uncallable(fn: Any, *, coroutine: bool) -> None:
     """Refuse what is known to return no awaitable. Raises ``ConfigurationError``."""
     if not callable(fn):
         raise ConfigurationError(f"run takes a coroutine function and its arguments, not {fn!r}")
-    plain = inspect.isfunction(fn) and fn.__name__ != "<lambda>" and not inspect.iscoroutinefunction(fn)
+    plain = not coroutine and inspect.isfunction(fn) and fn.__name__ != "<lambda>"
     if plain or isinstance(fn, type) or inspect.isasyncgenfunction(fn):
         raise ConfigurationError(f"{fn!r} is not a coroutine function; define it with async def")
 
 
-def awaitable_of(fn: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
-    """Return ``fn`` so that what it returns is checked where that was not known before."""
-    if inspect.iscoroutinefunction(fn):
-        return fn
+def _checking(fn: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
+    """Return ``fn`` so that what it returns is checked, where that was not known before."""
 
     async def call(*args: Any) -> Any:
         awaitable = fn(*args)
@@ -122,10 +164,10 @@ def _parameter(
     keyword = parameter.kind in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD)
 
     def find(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if keyword and name in kwargs and not (positional and place < len(args)):
-            return kwargs[name]
         if positional and place < len(args):
             return args[place]
+        if keyword and name in kwargs:
+            return kwargs[name]
         bound = signature.bind(*args, **kwargs)  # a default, *args or **kwargs; or the call's own TypeError
         bound.apply_defaults()
         return bound.arguments[name]

@@ -15,20 +15,26 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Iterator
 from contextvars import Context
 from copy import copy
 from enum import Enum
+from itertools import takewhile
+from operator import itemgetter
 from typing import Final, Literal, NamedTuple, TypeAlias
 
 from .errors import StoreError, StoreUnavailableError, WaitTimeoutError
 from .model import Claimed, InProgress, Mismatch, Orphan, Record, Replay, State
+from .options import Options
 from .stores.base import Store
 
-__all__ = ["StillRunningError", "Watches"]
+__all__ = ["StillRunningError", "Waited", "Watches", "differs"]
 
 MIN_PAUSE: Final = 0.005
 MAX_PAUSE: Final = 1.0
+
+SLICE: Final = 500
+"""How many waiters are woken in one turn of the loop."""
 
 
 class Word(Enum):
@@ -40,58 +46,137 @@ class Word(Enum):
 
 Signal: TypeAlias = Record | StoreError | Literal[Word.FREE, Word.LATE]
 Settled: TypeAlias = Claimed | Replay | Mismatch
+Outcome: TypeAlias = Settled | InProgress
+
+
+class Waited(NamedTuple):
+    """What came out of a claim after a wait."""
+
+    outcome: Settled
 
 
 class StillRunningError(StoreUnavailableError):
     """The store does not answer, and the key was in progress when it last did: nobody may run it unprotected."""
 
 
-class Waiter(NamedTuple):
-    """Who waits, and since when."""
+class Group:
+    """Waiters with the same payload and the same patience: they run out of it in the order in which they came."""
 
-    fingerprint: str | None
-    since: float
+    __slots__ = ("fingerprint", "patience", "timer", "waiters")
+
+    def __init__(self, fingerprint: str | None, patience: float) -> None:
+        self.fingerprint = fingerprint
+        self.patience = patience
+        self.waiters: dict[asyncio.Future[Signal], float] = {}  # and since when each of them waits
+        self.timer: asyncio.TimerHandle | None = None
 
 
 class Watch:
     """What is known of one key that tasks of this process wait for."""
 
-    __slots__ = ("claiming", "failure", "interested", "key", "lease_end", "owner", "poller", "seen", "waiters")
+    __slots__ = (
+        "claiming",
+        "failure",
+        "groups",
+        "interested",
+        "key",
+        "lease_end",
+        "loop",
+        "owner",
+        "poller",
+        "seen",
+    )
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: str, loop: asyncio.AbstractEventLoop) -> None:
         self.key = key
+        self.loop = loop
         self.interested = 0
         self.claiming = False
         self.owner: Claimed | None = None
         self.seen: Record | None = None
         self.lease_end = 0.0
         self.failure: StoreError | None = None
-        self.waiters: dict[asyncio.Future[Signal], Waiter] = {}
+        self.groups: dict[tuple[str | None, float], Group] = {}
         self.poller: asyncio.Task[None] | None = None
+
+    def join(self, waiter: asyncio.Future[Signal], fingerprint: str | None, since: float, patience: float) -> Group:
+        """Let ``waiter`` wait, at most ``patience`` seconds from ``since``, which is now."""
+        group = self.groups.get((fingerprint, patience))
+        if group is None:
+            group = self.groups[fingerprint, patience] = Group(fingerprint, patience)
+            self._arm(group, since + patience)
+        group.waiters[waiter] = since
+        return group
+
+    def leave(self, waiter: asyncio.Future[Signal], group: Group) -> None:
+        """Take note that ``waiter`` waits no more, whether it was told something or not."""
+        group.waiters.pop(waiter, None)
+        if not group.waiters:
+            self._drop(group)
 
     def elect(self) -> None:
         """The key may be free: let one waiter claim, unless one does already."""
         self.seen = None
         if self.claiming or self.owner is not None:
             return
-        for waiter in self.waiters:
-            if not waiter.done():
-                self.claiming = True
-                waiter.set_result(Word.FREE)
-                return
+        firsts = [
+            next(((since, waiter) for waiter, since in group.waiters.items() if not waiter.done()), None)
+            for group in self.groups.values()
+        ]
+        first = min(filter(None, firsts), key=itemgetter(0), default=None)
+        if first is not None:
+            self.claiming = True
+            first[1].set_result(Word.FREE)
 
     def learn(self, record: Record) -> None:
         """Tell the record to those whom it concerns: to all when completed, else to those with another payload."""
         self.seen = record
-        for future, waiter in self.waiters.items():
-            if not future.done() and (record.state is State.COMPLETED or _differs(record, waiter.fingerprint)):
-                future.set_result(record)
+        for group in list(self.groups.values()):
+            if record.state is State.COMPLETED or differs(record, group.fingerprint):
+                waiters, group.waiters = group.waiters, {}
+                self._drop(group)
+                self._tell(iter(waiters), record)
 
     def fail(self, error: StoreError, before: float) -> None:
         """Give an error of the store to those who wait since ``before``."""
-        for future, waiter in self.waiters.items():
-            if not future.done() and waiter.since <= before:
-                future.set_result(error)
+        for group in list(self.groups.values()):
+            self._tell_first(group, error, before)
+
+    def _tell_first(self, group: Group, signal: Signal, before: float) -> None:
+        waiters = [waiter for waiter, _ in takewhile(lambda one: one[1] <= before, group.waiters.items())]
+        for waiter in waiters:
+            del group.waiters[waiter]
+        if not group.waiters:
+            self._drop(group)
+        self._tell(iter(waiters), signal)
+
+    def _tell(self, waiters: Iterator[asyncio.Future[Signal]], signal: Signal) -> None:
+        """Wake waiters, a slice in each turn of the loop: all at once, they would hold it up."""
+        told = 0
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(signal)
+                told += 1
+                if told == SLICE:
+                    self.loop.call_soon(self._tell, waiters, signal, context=Context())
+                    return
+
+    def _arm(self, group: Group, due: float) -> None:
+        group.timer = self.loop.call_at(due, self._late, group, due, context=Context())
+
+    def _late(self, group: Group, due: float) -> None:
+        group.timer = None
+        # A loop may be early by the resolution of its clock.
+        self._tell_first(group, Word.LATE, max(due, self.loop.time()) - group.patience)
+        if group.waiters:
+            self._arm(group, next(iter(group.waiters.values())) + group.patience)
+
+    def _drop(self, group: Group) -> None:
+        if group.timer is not None:
+            group.timer.cancel()
+            group.timer = None
+        if self.groups.get((group.fingerprint, group.patience)) is group:
+            del self.groups[group.fingerprint, group.patience]
 
 
 class Watches:
@@ -108,46 +193,68 @@ class Watches:
         self._watches: dict[str, Watch] = {}
         self._pollers: set[asyncio.Task[None]] = set()
 
-    async def acquire(
-        self,
-        key: str,
-        fingerprint: str | None,
-        wait: float,
-        claim: Callable[[], Awaitable[Claimed | Replay | InProgress | Mismatch]],
-    ) -> tuple[Settled, bool]:
-        """Claim ``key``, or wait at most ``wait`` seconds for the result of the call that runs.
+    async def acquire(self, key: str, fingerprint: str | None, options: Options, *, aged: bool) -> Settled | Waited:
+        """Claim ``key``, or wait at most ``options.wait`` seconds for the result of the call that runs.
+
+        Of many thousand callers each has a frame of this: a local more is a megabyte more.
 
         Returns:
-            What ended the wait, and whether there was one.
+            What ended the wait, wrapped if there was one.
 
         Raises:
             WaitTimeoutError: it still ran.
             StoreUnavailableError: it still ran when last seen, and the store did not answer in the end.
         """
-        deadline = self._loop.time() + wait
-        watch = self._watches.setdefault(key, Watch(key))
+        assert options.wait is not None
+        since, patience = self._loop.time(), options.wait
+        watch = self._watches.get(key)
+        if watch is None:
+            watch = self._watches[key] = Watch(key, self._loop)
         watch.interested += 1
-        elected = not watch.claiming and watch.owner is None and watch.poller is None
-        watch.claiming = watch.claiming or elected
-        waited = False
+        told: Outcome | Signal | None
         try:
+            if not watch.claiming and watch.owner is None and watch.poller is None:
+                watch.claiming = True
+                told = await self._claim(watch, fingerprint, options, aged=aged)
+                if not isinstance(told, InProgress):
+                    return told
+                since, patience = self._again(since, patience)
             while True:
-                if elected:
-                    outcome = await self._claim(watch, claim)
-                    if not isinstance(outcome, InProgress):
-                        return outcome, waited
-                waited = True
-                signal = await self._wait(watch, fingerprint, deadline)
-                if signal is Word.LATE:
+                told = None
+                if watch.seen is not None and differs(watch.seen, fingerprint):
+                    told = await self._still(watch, fingerprint)
+                    since, patience = self._again(since, patience)
+                if told is None:
+                    waiter: asyncio.Future[Signal] = self._loop.create_future()
+                    group = watch.join(waiter, fingerprint, since, patience)
+                    self._poll(watch)
+                    try:
+                        told = await waiter
+                    except BaseException:  # cancelled, or closed
+                        if waiter.done() and not waiter.cancelled() and waiter.result() is Word.FREE:
+                            watch.claiming = False
+                            watch.leave(waiter, group)
+                            watch.elect()
+                        raise
+                    finally:
+                        watch.leave(waiter, group)
+                if isinstance(told, Record):
+                    return Waited(Mismatch(told) if differs(told, fingerprint) else Replay(told))
+                if isinstance(told, StoreError):
+                    raise copy(told) from (told.__cause__ or told)  # each waiter raises one of its own
+                if told is Word.LATE:
                     raise self._late(watch)
-                if isinstance(signal, StoreError):
-                    raise copy(signal) from (signal.__cause__ or signal)  # each waiter raises one of its own
-                if isinstance(signal, Record):
-                    return (Mismatch(signal) if _differs(signal, fingerprint) else Replay(signal)), waited
-                elected = True
+                told = await self._claim(watch, fingerprint, options, aged=aged)
+                if not isinstance(told, InProgress):
+                    return Waited(told)
+                since, patience = self._again(since, patience)
         finally:
             watch.interested -= 1
             self._tidy(watch)
+
+    def waits(self, key: str) -> bool:
+        """Say whether a task of this process waits for ``key``, or claims it and would wait."""
+        return key in self._watches
 
     def ended(self, key: str, record: Record | None, *, free: bool) -> None:
         """Take note that a task of this process ended as owner of ``key``.
@@ -181,11 +288,9 @@ class Watches:
             poller.cancel()
         await asyncio.gather(*pollers, return_exceptions=True)
 
-    async def _claim(
-        self, watch: Watch, claim: Callable[[], Awaitable[Claimed | Replay | InProgress | Mismatch]]
-    ) -> Claimed | Replay | InProgress | Mismatch:
+    async def _claim(self, watch: Watch, fingerprint: str | None, options: Options, *, aged: bool) -> Outcome:
         try:
-            outcome = await claim()
+            outcome = await self._store.acquire(watch.key, options.lease_ms, options.ttl_ms, fingerprint, aged=aged)
         except BaseException as error:
             watch.claiming = False
             if isinstance(error, StoreError):
@@ -211,27 +316,18 @@ class Watches:
         self._poll(watch)
         return outcome
 
-    async def _wait(self, watch: Watch, fingerprint: str | None, deadline: float) -> Signal:
-        if watch.seen is not None and _differs(watch.seen, fingerprint):
-            if watch.owner is None:
-                await self._look_once(watch)  # what was seen there may be gone
-            if watch.seen is not None and _differs(watch.seen, fingerprint):
-                return watch.seen
-        waiter: asyncio.Future[Signal] = self._loop.create_future()
-        watch.waiters[waiter] = Waiter(fingerprint, self._loop.time())
-        self._poll(watch)
-        timer = self._loop.call_at(deadline, _late, waiter)
-        try:
-            return await waiter
-        except BaseException:  # cancelled, or closed
-            if waiter.done() and not waiter.cancelled() and waiter.result() is Word.FREE:
-                watch.claiming = False
-                del watch.waiters[waiter]
-                watch.elect()
-            raise
-        finally:
-            timer.cancel()
-            watch.waiters.pop(waiter, None)
+    def _again(self, since: float, patience: float) -> tuple[float, float]:
+        """Return since when one waits who has asked the store meanwhile, and how long it still may."""
+        now = self._loop.time()
+        return now, since + patience - now
+
+    async def _still(self, watch: Watch, fingerprint: str | None) -> Record | None:
+        """Return the record that was seen, if it still is of another payload."""
+        if watch.owner is None:
+            await self._look_once(watch)  # what was seen there may be gone
+        if watch.seen is not None and differs(watch.seen, fingerprint):
+            return watch.seen
+        return None
 
     def _late(self, watch: Watch) -> Exception:
         retry_after = max(0.0, watch.lease_end - self._loop.time())
@@ -264,7 +360,7 @@ class Watches:
 
     def _poll(self, watch: Watch) -> None:
         """Poll while somebody waits and nobody of this process owns the key."""
-        if watch.poller is None and watch.waiters and not watch.claiming and not self._loop.is_closed():
+        if watch.poller is None and watch.groups and not watch.claiming and not self._loop.is_closed():
             watch.poller = self._loop.create_task(self._look(watch), context=Context())
             self._pollers.add(watch.poller)
             watch.poller.add_done_callback(self._pollers.discard)
@@ -272,7 +368,7 @@ class Watches:
     async def _look(self, watch: Watch) -> None:
         began = self._loop.time()
         try:
-            while watch.waiters:
+            while watch.groups:
                 if watch.owner is not None:
                     left = watch.owner._deadline - self._store.clock()
                     if left > 0:  # it ends here, or is renewed
@@ -312,10 +408,6 @@ class Watches:
             watch.learn(decision.record)
 
 
-def _differs(record: Record, fingerprint: str | None) -> bool:
+def differs(record: Record, fingerprint: str | None) -> bool:
+    """Say whether ``record`` is of another payload; only if both have a fingerprint can that be said."""
     return fingerprint is not None and record.fingerprint is not None and record.fingerprint != fingerprint
-
-
-def _late(waiter: asyncio.Future[Signal]) -> None:
-    if not waiter.done():
-        waiter.set_result(Word.LATE)

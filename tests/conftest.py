@@ -1,25 +1,34 @@
 """Fixtures that every test module may use: real servers, one set of tests per kind of server found."""
 
+import functools
 import os
 from collections.abc import Callable, Generator, Iterator
 
 import pytest
 
-from servers import BINARIES, Server, find_binary, server_version
+from asyncidem import RedisStore
+
+from servers import BINARIES, Cluster, Server, find_binary, server_version
 
 ServerFactory = Callable[..., Server]
+StoreFactory = Callable[..., RedisStore]
+
+
+def require(*kinds: str) -> str:
+    """Return the first of these kinds of server that the machine has; continuous integration may not miss all."""
+    for kind in kinds:
+        if find_binary(kind) is not None:
+            return kind
+    reason = f"no {' or '.join(kinds)} server on this machine"
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{reason}, and CI=true")
+    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session", params=tuple(BINARIES))
 def server_kind(request: pytest.FixtureRequest) -> str:
     """Each kind of server on this machine; continuous integration may not miss one."""
-    kind: str = request.param
-    if find_binary(kind) is None:
-        reason = f"no {kind} server on this machine"
-        if os.environ.get("CI") == "true":
-            pytest.fail(f"{reason}, and CI=true")
-        pytest.skip(reason)
-    return kind
+    return require(request.param)
 
 
 @pytest.fixture(scope="session")
@@ -49,6 +58,29 @@ def private_server(server_kind: str, tmp_path_factory: pytest.TempPathFactory) -
     yield make
     for server in servers:
         server.kill()
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster of three masters and three replicas that the whole run shares: do no harm to its processes."""
+    kind = require(*BINARIES)
+    # A busy machine must not fail over in the middle of a test: it would lose what the test has just written.
+    options = ("--cluster-replica-no-failover", "yes")
+    with Cluster(kind, tmp_path_factory.mktemp(f"cluster-{kind}"), *options) as cluster:
+        yield cluster
+
+
+@pytest.fixture(params=[True, False], ids=["multiplexed", "plain"])
+def multiplex(request: pytest.FixtureRequest) -> bool:
+    """Both paths of a store: one connection for all commands, and one of the client's pool for each."""
+    path: bool = request.param
+    return path
+
+
+@pytest.fixture
+def store_at(multiplex: bool) -> StoreFactory:
+    """`RedisStore.from_url` on both paths."""
+    return functools.partial(RedisStore.from_url, multiplex=multiplex)
 
 
 def pytest_report_header() -> list[str]:

@@ -115,6 +115,16 @@ class Proxy:
         """Close the proxy."""
         await self.close()
 
+    async def until_open(self, n: int) -> None:
+        """Wait until so many connections are open: a client's close is heard of some turns of the loop later.
+
+        Raises:
+            TimeoutError: it took more than a second.
+        """
+        async with asyncio.timeout(1):
+            while self.open_connections != n:
+                await asyncio.sleep(0)
+
     def drop_replies(self, n: int = 1, match: bytes | None = None) -> None:
         """Forward the next `n` matching requests, and cut the connection where the reply would be passed on."""
         self._drop_replies = _Fault(match, n)

@@ -20,6 +20,13 @@ READY_WITHIN: Final = 10.0
 STOP_WITHIN: Final = 5.0
 """Seconds that a server may take to end after SIGTERM, before it gets SIGKILL."""
 
+SLOTS: Final = 16_384
+BUS: Final = 10_000
+"""How far above its port a node of a cluster has its bus port."""
+
+FORMED_WITHIN: Final = 30.0
+"""Seconds that the nodes of a cluster may take to know one another."""
+
 
 def _valkey() -> str | None:
     try:
@@ -51,21 +58,25 @@ def server_version(kind: str) -> str | None:
 
 
 def free_port() -> int:
-    """Return a port that nothing listens on.
+    """Return a port that nothing listens on, nor on the bus port that goes with it in a cluster.
 
-    It lies below the range that systems hand out to outgoing connections, so that a server can come back on it, and
-    low enough for a cluster's bus port, 10,000 above.
+    It lies below the range that systems hand out to outgoing connections, so that a server can come back on it.
     """
     for port in random.sample(range(20_000, 32_000), 200):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind((HOST, port))
-            except OSError:
-                continue
+        if _is_free(port) and _is_free(port + BUS):
             return port
     message = "no free port"
     raise RuntimeError(message)
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+        return True
 
 
 class Server:
@@ -145,11 +156,24 @@ class Server:
 
     def command(self, *words: str) -> str:
         """Send one command over a connection of its own and return the first line of the reply, type byte included."""
+        return self._ask(words)[0]
+
+    def text(self, *words: str) -> str:
+        """Send one command over a connection of its own and return the text that it replies with."""
+        line, text = self._ask(words)
+        if not line.startswith("$"):
+            message = f"{' '.join(words)}: {line}"
+            raise RuntimeError(message)
+        return text
+
+    def _ask(self, words: tuple[str, ...]) -> tuple[str, str]:
         with socket.create_connection((HOST, self.port), timeout=5) as connection:
             parts = [word.encode() for word in words]
             request = b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts)
             connection.sendall(request)
-            return connection.makefile("rb").readline().decode().strip()
+            with connection.makefile("rb") as reply:
+                line = reply.readline().decode().strip()
+                return line, reply.read(int(line[1:])).decode() if line[:1] == "$" and line != "$-1" else ""
 
     def reset(self) -> None:
         """Delete data, scripts and statistics, and bring a paused server back."""
@@ -218,3 +242,86 @@ class Server:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+class Cluster:
+    """Masters with a replica each, formed with CLUSTER commands alone; the masters of the beginning come first."""
+
+    def __init__(self, kind: str, directory: Path, *args: str, masters: int = 3) -> None:
+        """Prepare servers of `kind` that keep their files below `directory`; `args` go to their command lines."""
+        args = ("--cluster-enabled", "yes", "--cluster-node-timeout", "500", "--appendonly", "no", *args)
+        self.nodes = [Server(kind, directory / str(number), *args) for number in range(2 * masters)]
+
+    @property
+    def url(self) -> str:
+        """Return the URL of the first node."""
+        return self.nodes[0].url
+
+    @property
+    def masters(self) -> list[Server]:
+        """Return the nodes that are masters now."""
+        return [node for node in self.nodes if node.alive and "role:master" in node.text("INFO", "replication")]
+
+    def start(self) -> Self:
+        """Start all nodes and return once each says that the cluster is up, and each master that it has a replica."""
+        masters = len(self.nodes) // 2
+        bounds = [SLOTS * number // masters for number in range(masters + 1)]
+        try:
+            for number, node in enumerate(self.nodes):
+                node.port = free_port()  # now that those before it have theirs
+                node.start()
+                # Nodes that all begin at epoch 0 would have to settle who comes first.
+                self._do(node, "SET-CONFIG-EPOCH", str(number + 1))
+                if number < masters:
+                    self._do(node, "ADDSLOTSRANGE", str(bounds[number]), str(bounds[number + 1] - 1))
+                self._do(self.nodes[0], "MEET", HOST, str(node.port))
+            self._until(lambda: all(f"cluster_known_nodes:{2 * masters}\r" in self._info(node) for node in self.nodes))
+            for master, replica in zip(self.nodes[:masters], self.nodes[masters:], strict=True):
+                name = master.text("CLUSTER", "MYID")
+                # Refused until the replica has heard that the other one is a master.
+                self._until(lambda node=replica, name=name: node.command("CLUSTER", "REPLICATE", name) == "+OK")  # type: ignore[misc]
+            self._until(lambda: all("cluster_state:ok\r" in self._info(node) for node in self.nodes))
+            replicated = "state=online"
+            self._until(lambda: all(replicated in node.text("INFO", "replication") for node in self.nodes[:masters]))
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def stop(self) -> None:
+        """Kill all nodes: nothing of them is kept."""
+        for node in self.nodes:
+            node.kill()
+
+    def reset(self) -> None:
+        """Delete data, scripts and statistics of all masters."""
+        for node in self.masters:
+            node.reset()
+
+    def __enter__(self) -> Self:
+        """Start the cluster."""
+        return self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        """Stop the cluster."""
+        self.stop()
+
+    @staticmethod
+    def _do(node: Server, *words: str) -> None:
+        reply = node.command("CLUSTER", *words)
+        if reply != "+OK":
+            message = f"CLUSTER {' '.join(words)}: {reply}"
+            raise RuntimeError(message)
+
+    @staticmethod
+    def _info(node: Server) -> str:
+        return node.text("CLUSTER", "INFO")
+
+    def _until(self, condition: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + FORMED_WITHIN
+        while not condition():
+            if time.monotonic() > deadline:
+                logs = "\n".join(f"{node.port}:\n{node.log[-1000:]}" for node in self.nodes)
+                message = f"the cluster did not form within {FORMED_WITHIN:g} s:\n{logs}"
+                raise RuntimeError(message)
+            time.sleep(0.02)

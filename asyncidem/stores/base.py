@@ -38,43 +38,33 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Final, Literal, Protocol, Self, TypeVar, get_args
+from typing import Any, Protocol, Self, get_args
 
-from ..cancellation import linger
 from ..durations import MAX_MS, Duration, to_ms
 from ..errors import ConfigurationError, LeaseLostError, StoreError, StoreUnavailableError
 from ..keys import check_key, lock_of
 from ..model import (
-    LOCK_MS,
+    LARGE,
     MIN_TTL_MS,
     Attributes,
     Claimed,
-    Decision,
     InProgress,
     Mismatch,
-    Orphan,
     Outcome,
-    Own,
     Record,
     Replay,
     State,
     Stored,
-    Unaged,
-    decide,
-    matches,
 )
-from .ownership import Ownership, new_token
+from .claiming import MAX_ROUNDS, Claiming
+from .ownership import refuse_other
 from .primitives import Within
 
 __all__ = ["Companion", "Store"]
-
-T = TypeVar("T")
-
-MAX_ROUNDS: Final = 10
-"""Rounds of one call on a key that changes under it; then somebody else is at work there."""
 
 
 class Companion(Protocol):
@@ -85,18 +75,7 @@ class Companion(Protocol):
         ...
 
 
-class Trail:
-    """What one claim may have written so far: what an undo has to take back."""
-
-    __slots__ = ("claim", "lock", "record")
-
-    def __init__(self, claim: Claimed) -> None:
-        self.claim = claim
-        self.record = False
-        self.lock = False
-
-
-class Store(Ownership):
+class Store(Claiming):
     """An idempotency store. Subclass it with the four primitives; await its methods in worker coroutines.
 
     ::
@@ -195,7 +174,7 @@ class Store(Ownership):
             LeaseLostError: another owner holds the key, or the claim was released.
             StoreUnavailableError: not acknowledged in time; it is repeated in the background for at most a lease.
         """
-        _refuse_other("complete", claim)
+        refuse_other("complete", claim)
         if outcome is not None and (outcome not in get_args(Outcome) or data is not None):
             raise ConfigurationError(f"outcome must be one of {get_args(Outcome)}, with data None, not {outcome!r}")
         if outcome is None and not isinstance(data, str):
@@ -210,38 +189,18 @@ class Store(Ownership):
         Raises:
             StoreUnavailableError: not acknowledged in time; it is repeated in the background for at most a lease.
         """
-        _refuse_other("release", claim)
+        refuse_other("release", claim)
         if claim._settled:
             return  # nothing releases a key whose result is on its way
         claim._settled = "released"
-        await self._insist(claim, lambda: self._give_back(claim))
+        await self._insist(claim, self._give_back)
 
     def release_soon(self, claim: Claimed) -> None:
         """Release without waiting, for callers that cannot await; without a running loop the lease ends the claim."""
         with contextlib.suppress(RuntimeError):
             asyncio.get_running_loop()
             claim._settled = "released"
-            step = self._settling(claim, lambda: self._give_back(claim))
-            self._spawn(self._repeat(step, claim._lease_ms / 1000))
-
-    async def renew(self, claim: Claimed) -> None:
-        """Begin the lease anew. Writes also where the record is gone.
-
-        Raises:
-            LeaseLostError: another owner holds the key, or the claim was completed or released.
-            StoreUnavailableError: not acknowledged in time; the lease may or may not have been renewed.
-        """
-        _refuse_other("renew", claim)
-        await self._after_renewal(claim)
-        if claim._settled:
-            raise LeaseLostError(claim.key, f"it is {claim._settled}; a settled claim cannot be renewed")
-        done = self._renewals[claim.owner] = asyncio.get_running_loop().create_future()
-        try:
-            with Within(self.timeout):
-                await self._write_renewal(claim)
-        finally:
-            del self._renewals[claim.owner]
-            done.set_result(None)
+            self._settle_on(claim, self._give_back)
 
     async def get(self, key: str) -> Record | None:
         """Return the record under ``key``; None if there is none, or a value that is no record.
@@ -293,158 +252,6 @@ class Store(Ownership):
     ) -> None:
         await self.aclose()
 
-    # -- claiming ---------------------------------------------------------------------------------------------------
-
-    async def acquire(
-        self, key: str, lease_ms: int, ttl_ms: int, fingerprint: str | None, *, aged: bool = False
-    ) -> Claimed | Replay | InProgress | Mismatch:
-        """Do what ``claim`` does, in milliseconds; ``aged`` asks for a replay's time left in the same round trip."""
-        stored_key = self._stored(key)
-        lives_ms = max(ttl_ms, lease_ms, MIN_TTL_MS)
-        with Within(self.timeout):
-            for _ in range(MAX_ROUNDS):
-                trail = Trail(Claimed(key, new_token(), 1, lease_ms, lives_ms, max(ttl_ms, MIN_TTL_MS), fingerprint))
-                try:
-                    outcome = await self._attempt(stored_key, trail, aged=aged)
-                except LeaseLostError:
-                    continue
-                except BaseException as error:
-                    await self._abandon(stored_key, trail, error)
-                    raise
-                if outcome is not None:
-                    return outcome
-        return InProgress(lease_ms / 1000)
-
-    async def _attempt(self, key: str, trail: Trail, *, aged: bool) -> Claimed | Replay | InProgress | Mismatch | None:
-        """Claim with one token; None if the key changed meanwhile.
-
-        Before each write ``trail`` says that it may happen; after a reply that knows, whether it did.
-        """
-        claim = trail.claim
-        sent = self.clock()
-        claim._deadline = sent + claim._lease_ms / 1000
-        put = self.put_or_read if aged else self._put
-        found = await self._write(trail, "record", put(key, self._in_progress(claim), claim._lives_ms))
-        won = found is None
-        if found is not None:
-            trail.record = False
-            decision: Decision | Claimed | None = self._judge(trail, found, aged=False)
-            if isinstance(decision, Unaged):
-                decision = await self._look(key, trail)
-            if isinstance(decision, Orphan):
-                decision = await self._take_over(key, trail)
-            if decision is None or isinstance(decision, Replay | InProgress | Mismatch):
-                return decision
-            won = isinstance(decision, Claimed)
-        if not won or self.clock() - sent >= claim._lease_ms / 3000:
-            # A reply was lost, or late: the lease may be over already, and another may have taken the key. The
-            # renewal's own reply may be late too: what is handed out has a lease that still runs.
-            for _ in range(MAX_ROUNDS):
-                await self.renew(claim)
-                if self.clock() < claim._deadline:
-                    return claim
-            raise StoreUnavailableError(f"the store answers later than a lease of {claim._lease_ms} ms lasts")
-        return claim
-
-    async def _write(self, trail: Trail, what: Literal["record", "lock"], write: Awaitable[T]) -> T:
-        """Do one write of a claim, and keep book of whether it may have happened."""
-        before = getattr(trail, what)
-        setattr(trail, what, True)
-        try:
-            return await self._call(write)
-        except StoreError as error:
-            if not error.outcome_unknown:
-                setattr(trail, what, before)
-            raise
-
-    def _judge(self, trail: Trail, stored: Stored, *, aged: bool) -> Decision:
-        claim = trail.claim
-        record = self.format.parse(claim.key, stored.value, stored.left_ms)
-        decision = decide(
-            record,
-            stored.left_ms,
-            owner=claim.owner,
-            fingerprint=claim._fingerprint,
-            now_ms=self._now_ms(),
-            aged=aged,
-        )
-        if isinstance(decision, Own):
-            assert record is not None
-            trail.record = True
-            claim.attempt = record.attempt
-        return decision
-
-    async def look(self, key: str) -> Decision | None:
-        """Read and judge without claiming anything, as a waiter does; None if the key is free."""
-        with Within(self.timeout):
-            stored = await self._call(self.read(self._stored(key)))
-        if stored is None:
-            return None
-        record = self.format.parse(key, stored.value, stored.left_ms)
-        return decide(record, stored.left_ms, owner=None, fingerprint=None, now_ms=self._now_ms(), aged=True)
-
-    async def _look(self, key: str, trail: Trail) -> Decision | None:
-        """Read and judge; None if the key is gone, and may be put again."""
-        stored = await self._call(self.read(key))
-        return None if stored is None else self._judge(trail, stored, aged=True)
-
-    async def _take_over(self, key: str, trail: Trail) -> Claimed | Decision | None:
-        """Replace an orphan under the lock; None if the key is gone, or is no longer what it was."""
-        claim = trail.claim
-        lock_key, lock_ms = lock_of(key), min(LOCK_MS, claim._lease_ms)
-        token = claim.owner.encode()
-        held = await self._write(trail, "lock", self.put_if_absent(lock_key, token, lock_ms))
-        if held is not None and held != token:
-            trail.lock = False
-            return InProgress(lock_ms / 1000)
-        stored = await self._call(self.read(key))
-        decision = None if stored is None else self._judge(trail, stored, aged=True)
-        if stored is None or not isinstance(decision, Orphan):
-            await self._unlock(lock_key, trail)
-            return decision
-        claim.attempt = decision.attempt + 1
-        if claim._fingerprint is None:
-            claim._fingerprint = decision.fingerprint  # a payload once named stays named, released or completed
-        left_ms = stored.left_ms if stored.left_ms is not None and stored.left_ms >= 0 else None
-        value = self._in_progress(claim)
-        swap = await self._write(
-            trail,
-            "record",
-            self.swap(key, stored.value, value, claim._lives_ms, exact=True, or_absent=False, left_ms=left_ms),
-        )
-        if swap.written:
-            return claim
-        if matches(swap.found, self.format.fence(claim.owner), exact=False):
-            return Own()
-        trail.record = False
-        await self._unlock(lock_key, trail)
-        return None
-
-    async def _unlock(self, lock_key: str, trail: Trail) -> None:
-        await self._call(self.remove(lock_key, trail.claim.owner.encode(), exact=True))
-        trail.lock = False
-
-    async def _abandon(self, key: str, trail: Trail, error: BaseException) -> None:
-        """Undo a claim that ended in ``error``: whatever it wrote, or may yet write, is taken back.
-
-        What runs late, from a connection that broke, costs at most one lease.
-        """
-        claim = trail.claim
-        claim._settled = "released"
-        # A closed coroutine (GeneratorExit) cannot await, and has no loop to leave work to: the lease ends it.
-        if isinstance(error, GeneratorExit) or not (trail.record or trail.lock):
-            return
-        task = self._spawn(self._repeat(lambda: self._undo(key, trail), claim._lease_ms / 1000))
-        if not isinstance(error, Exception):
-            await linger(task)
-
-    async def _undo(self, key: str, trail: Trail) -> None:
-        with Within(self.timeout):
-            if trail.record:
-                await self._give_back(trail.claim)
-            if trail.lock:
-                await self._call(self.remove(lock_of(key), trail.claim.owner.encode(), exact=True))
-
     # -- settling ---------------------------------------------------------------------------------------------------
 
     async def finish(
@@ -455,9 +262,22 @@ class Store(Ownership):
             raise LeaseLostError(claim.key, f"it is {claim._settled}, and its token is never used again")
         claim._settled = "completed"
         ttl_ms = claim._ttl_ms if ttl_ms is None else max(ttl_ms, MIN_TTL_MS)
+        try:
+            await self._insist(claim, functools.partial(self._complete, data, ttl_ms, outcome, error))
+        except StoreUnavailableError:
+            raise  # it is repeated in the background, and this claim completes with nothing else
+        except StoreError:
+            claim._completion = None  # refused, so nothing of it is there: another may be tried
+            raise
+
+    async def _complete(
+        self, data: str | None, ttl_ms: int, outcome: Outcome | None, error: str | None, claim: Claimed
+    ) -> None:
         if claim._completion is None:
-            # Kept: what is repeated must be the same bytes.
-            claim._completion = self.format.completed(
+            if data is not None and len(data) >= LARGE:
+                await asyncio.sleep(0)  # it took long to encode, and takes long to wrap: others have a turn between
+            # Kept: what is repeated must be the same bytes, with the ttl that they tell.
+            value = self.format.completed(
                 claim.owner,
                 now_ms=self._now_ms(),
                 ttl_ms=ttl_ms,
@@ -467,13 +287,8 @@ class Store(Ownership):
                 outcome=outcome,
                 error=error,
             )
-        value, lives_ms = claim._completion, ttl_ms
-        try:
-            await self._insist(claim, lambda: self._write_completion(claim, value, lives_ms))
-        except StoreError as refused:
-            if not refused.outcome_unknown:
-                claim._completion = None  # refused, so nothing of it is there: another may be tried
-            raise
+            claim._completion = value, ttl_ms
+        await self._write_completion(claim, *claim._completion)
 
     async def _fence_off(self, key: str, stored_key: str, stored: Stored) -> bool:
         """Delete exactly what was read, or put an orphan of nobody in its place; say whether it was still there."""
@@ -493,8 +308,3 @@ class Store(Ownership):
             return False
         await self._call(self.remove(lock_key, token, exact=True))  # or it would hold off the next takeover
         return True
-
-
-def _refuse_other(method: str, claim: object) -> None:
-    if not isinstance(claim, Claimed):
-        raise ConfigurationError(f"{method} takes the Claimed that claim returned, not {type(claim).__name__}")

@@ -2,8 +2,9 @@
 
 The invariants:
 
-- A command belongs to a task of its own, not to its caller's. A cancelled caller leaves it running, and the next
-  command on the same key, from an undo or a repetition, waits for its end instead of overtaking it.
+- A command does not belong to its caller's task. A cancelled caller leaves it running, and the next command on the same
+  key, from an undo or a repetition, comes behind it instead of overtaking it: on one multiplexed connection by its order
+  (:mod:`asyncidem.stores.multiplex`), on the plain path because it waits.
 - Silence for a third of the store's ``timeout`` drops the connection and repeats the command, which is safe because
   each is idempotent for its owner's token. The deadline of the call bounds all repeats.
 - What is known is kept apart from what is not: an error reply means that nothing was written, an error before the
@@ -18,74 +19,28 @@ import functools
 import hashlib
 import math
 import os
-import re
 import time
+from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, Final, TypeVar
 
-import redis.asyncio
 from redis import exceptions
 
-from ..errors import ConfigurationError, IdempotencyError, StoreError, StoreUnavailableError
+from ..errors import ConfigurationError, IdempotencyError, StoreUnavailableError
 from .primitives import Within, call_deadline
+from .refusals import PASSING, raise_refusal, refusal
+from .routes import Node, Routes
 
-__all__ = ["Link", "PoolLink", "Progress", "Script", "refusal"]
+__all__ = ["Command", "Link", "PoolLink", "Progress", "Script", "WireLink", "forks"]
 
 T = TypeVar("T")
 
-Command = Sequence[bytes | str | int]
+Command = tuple[bytes | str | int, ...]
 
-CODES: Final[tuple[tuple[type[Exception], str], ...]] = (
-    (exceptions.BusyLoadingError, "LOADING"),
-    (exceptions.ReadOnlyError, "READONLY"),
-    (exceptions.TryAgainError, "TRYAGAIN"),
-    (exceptions.MasterDownError, "MASTERDOWN"),
-    (exceptions.ClusterDownError, "CLUSTERDOWN"),
-    (exceptions.OutOfMemoryError, "OOM"),
-    (exceptions.NoPermissionError, "NOPERM"),
-    (exceptions.NoScriptError, "NOSCRIPT"),
-    (exceptions.AuthenticationError, "NOAUTH"),
-    (exceptions.AuthorizationError, "NOAUTH"),
-)
-"""redis-py cuts the code off the message where it has a class for it."""
-
-PASSING: Final = frozenset({"LOADING", "READONLY", "TRYAGAIN", "MASTERDOWN", "CLUSTERDOWN", "BUSY"})
-"""Refusals that are over soon: repeated within the deadline."""
-
-UNWRITABLE: Final = frozenset({"OOM", "MISCONF", "NOREPLICAS"})
-"""Refusals that last until an operator acts, and are nobody's mistake here."""
-
-HINTS: Final = {
-    "NOPERM": "; the user needs SET, GET, PTTL, DEL, EVAL and EVALSHA on the keys of the prefix",
-    "WRONGTYPE": "; the key holds another Redis type than a string: use another prefix, or delete it",
-    "NOAUTH": "; check the user name and the password",
-}
-
-inherited: list[Any] = []
-"""What a child process has of its parent's connections. It is kept: to close a transport, as its end as garbage does,
-would take the parent's socket out of the event queue that both processes share.
-"""
-
-forks: list[None] = []
+forks: Final[list[None]] = []
 """As long as there were forks between this process and the one that imported the module."""
 
 os.register_at_fork(after_in_child=lambda: forks.append(None))
-
-
-def refusal(error: BaseException | None) -> str:
-    """Return the code of an error reply (``"WRONGTYPE"``, ``"syntax error"``, ...), or "" for any other error."""
-    for kind, code in CODES:
-        if isinstance(error, kind):
-            return code
-    if not isinstance(error, exceptions.ResponseError):
-        return ""
-    message = str(error)
-    # Below Redis 7.0 an error inside a script is wrapped into a sentence: "... @user_script: 9: -READONLY ...".
-    inner = re.search(r"@user_script: ?[^:]*: -?([A-Z]+) ", message)
-    if inner is not None:
-        return inner.group(1)
-    first = message.split(" ", 1)[0]
-    return first if first.isupper() else message.lower()
 
 
 class Script:
@@ -103,12 +58,20 @@ class Script:
 
 
 class Progress:
-    """How far one try of a command came."""
+    """How far one try of a command came.
 
-    __slots__ = ("sent",)
+    Attributes:
+        sent: whether the server may have seen it; a refusal says that it did, and that nothing was written.
+        wrote: whether a command was carried out before the one that was refused.
+        ask: the node that is to be asked this once, by the answer of another.
+    """
 
-    def __init__(self) -> None:
+    __slots__ = ("ask", "sent", "wrote")
+
+    def __init__(self, ask: str | None = None) -> None:
         self.sent = False
+        self.wrote = False
+        self.ask = ask
 
 
 class Link:
@@ -172,34 +135,41 @@ class Link:
         if not tasks:
             self._abandoned.pop(key, None)
 
-    async def step(self, send: Callable[[Progress], Awaitable[T]]) -> T:
-        """Try until there is an answer, the server refuses, or the deadline of the call has come."""
+    async def step(
+        self, send: Callable[[Progress], Awaitable[T]], failed: tuple[Exception, Progress] | None = None
+    ) -> T:
+        """Try until there is an answer, the server refuses, or the deadline of the call has come.
+
+        Args:
+            send: does one try.
+            failed: the error of a try that was made before, and how far that one came.
+        """
         deadline = call_deadline.get() or time.monotonic() + self._timeout
         last: Exception | None = None
-        unknown, pause = False, 0.0
-        while (left := deadline - time.monotonic()) > 0:
-            progress = Progress()
-            try:
-                async with asyncio.timeout(min(self._silence, left)):
-                    return await send(progress)
-            except IdempotencyError:
-                raise
-            except Exception as error:  # noqa: BLE001 - a client may throw anything here; what is not a refusal is not known
-                # A try that the deadline cut off says less than the one before it.
-                last = last if last is not None and isinstance(error, TimeoutError) else error
-                code = refusal(error)
-                if isinstance(error, RuntimeError):
-                    self.reset()  # connections of a loop that is gone, from before the store had the client
+        unknown, wrote, pause, ask = False, False, 0.0, None
+        while (left := deadline - time.monotonic()) > 0 or failed is not None:
+            if failed is None:
+                progress = Progress(ask)
+                try:
+                    async with self._bounded(min(self._silence, left)):
+                        return await send(progress)
+                except Exception as caught:  # noqa: BLE001 - a client may throw anything here; what is not a refusal is not known
+                    failed = caught, progress
+            (error, progress), failed = failed, None
+            if isinstance(error, IdempotencyError):
+                raise error
+            # A try that the deadline cut off says less than the one before it.
+            last = last if last is not None and isinstance(error, TimeoutError) else error
+            code = refusal(error)
+            if isinstance(error, RuntimeError):
+                self.reset()  # connections of a loop that is gone, from before the store had the client
+            ask = self.heed(code, error)
+            wrote = wrote or progress.wrote
             if not code:
                 unknown = unknown or progress.sent
             elif code not in PASSING:
-                # A size is refused before anything runs, however often the connection broke over it.
-                unknown = unknown and "invalid bulk length" not in str(last)
-                message = f"the server refused: {last}{HINTS.get(code, '')}"
-                if unknown or code in UNWRITABLE:
-                    raise StoreUnavailableError(message, outcome_unknown=unknown) from last
-                raise StoreError(message) from last
-            await asyncio.sleep(min(pause, left))
+                raise_refusal(last, code, unknown=unknown, wrote=wrote)
+            await asyncio.sleep(max(0.0, min(pause, left)))
             pause = min(pause * 2 or 0.01, 0.25)
         why = (
             f": {type(last).__name__}: {last}"
@@ -207,8 +177,14 @@ class Link:
             else "; it was over before this command could be sent"
         )
         raise StoreUnavailableError(
-            f"no answer from the server within {self._timeout:g} s{why}", outcome_unknown=unknown
+            f"no answer from the server within {self._timeout:g} s{why}", outcome_unknown=unknown or wrote
         ) from last
+
+    def heed(self, code: str, error: Exception) -> str | None:
+        """Learn from what a try met; return the name of the node that is to be asked next, if only once."""
+
+    def _bounded(self, seconds: float) -> contextlib.AbstractAsyncContextManager[Any]:
+        return asyncio.timeout(seconds)
 
     async def pause(self, seconds: float, why: str) -> None:
         """Sleep between two looks at something that is taken, while the call has time.
@@ -234,30 +210,33 @@ def _set(done: asyncio.Future[None], _: object) -> None:
         done.set_result(None)
 
 
-class PoolLink(Link):
-    """Sends over connections of a redis.asyncio client's own pool, without its retries and callbacks.
-
-    No more commands are under way than the pool has connections: the rest wait for one instead of failing.
+class WireLink(Link):
+    """Sends commands to the nodes of a redis.asyncio client, without its retries and callbacks.
 
     Args:
-        client: a standalone or Sentinel client.
+        routes: where the client's commands go.
         timeout: seconds that one store call may take.
     """
 
-    def __init__(self, client: redis.asyncio.Redis, timeout: float) -> None:
+    def __init__(self, routes: Routes, timeout: float) -> None:
         super().__init__(timeout)
-        self._pool: Any = client.connection_pool
+        self._routes = routes
         self._loaded: set[str] = set()
-        self._limit = max(1, min(int(getattr(self._pool, "max_connections", 64) or 64), 2**16))
-        self._slots = asyncio.Semaphore(self._limit)
 
     def reset(self, *, forked: bool = False) -> None:
-        """Forget the pool's connections; the next command opens one of this loop and process."""
-        if forked:
-            inherited.append(self._pool.__dict__.copy())
-        self._pool.reset()
-        self._slots = asyncio.Semaphore(self._limit)
+        """Forget the client's connections; the next command opens one of this loop and process."""
+        self._routes.reset(forked=forked)
 
+    async def aclose(self) -> None:
+        """Wait for the commands whose callers are gone, and leave no task behind."""
+        await super().aclose()
+        await self._routes.aclose()
+
+    def heed(self, code: str, error: Exception) -> str | None:
+        """Let the routes learn from it."""
+        return self._routes.heed(code, error)
+
+    @abstractmethod
     async def exchange(self, key: str, *commands: Command) -> list[Any]:
         """Send commands in one write, and return their replies as bytes.
 
@@ -265,13 +244,73 @@ class PoolLink(Link):
             StoreError: a command was refused, and nothing was written.
             StoreUnavailableError: no answer by the deadline of the call.
         """
-        return await self.detached(key, functools.partial(self._slotted, functools.partial(self._talk, commands)))
 
-    async def run(self, script: Script, key: str, *args: bytes | str | int) -> Any:
-        """Run a script on ``key``. Raises what :meth:`exchange` raises."""
-        return await self.detached(
-            key, functools.partial(self._slotted, functools.partial(self._talk_script, script, (1, key, *args)))
-        )
+    @abstractmethod
+    async def run(self, script: Script, key: str, *args: bytes | str | int, large: bool = False) -> Any:
+        """Run a script on ``key``; ``large`` says that its arguments are. Raises what :meth:`exchange` raises."""
+
+    @abstractmethod
+    async def _talk(
+        self, key: str, commands: Sequence[Command], progress: Progress, *, large: bool = False
+    ) -> list[Any]:
+        """Try once."""
+
+    async def _talk_script(
+        self, script: Script, key: str, args: Command, progress: Progress, *, large: bool = False
+    ) -> Any:
+        # The first time with its source, which the server keeps. After that inside one try: a server that restarted
+        # has lost the script, and may have run it before.
+        if script.sha in self._loaded:
+            try:
+                return (await self._talk(key, (("EVALSHA", script.sha, 1, key, *args),), progress, large=large))[0]
+            except exceptions.ResponseError as error:
+                if refusal(error) != "NOSCRIPT":
+                    raise
+        reply = (await self._talk(key, (("EVAL", script.source, 1, key, *args),), progress, large=large))[0]
+        self._loaded.add(script.sha)
+        return reply
+
+    async def _locate(self, key: str, progress: Progress) -> Node:
+        node = self._routes.find(key) if progress.ask is None else self._routes.named(progress.ask)
+        if node is None:
+            left = (call_deadline.get() or math.inf) - time.monotonic()
+            async with asyncio.timeout(min(left, self._silence)):
+                await self._routes.refresh()
+            node = self._routes.find(key)
+            if node is None:
+                raise exceptions.ClusterDownError("no node of the cluster serves the slot of the key")
+        return node
+
+
+class PoolLink(WireLink):
+    """The plain path: a task, and a connection of the client's own pool, for every command.
+
+    No more commands are under way than the pool has connections: the rest wait for one instead of failing.
+
+    Args:
+        routes: where the client's commands go.
+        timeout: seconds that one store call may take.
+    """
+
+    def __init__(self, routes: Routes, timeout: float) -> None:
+        super().__init__(routes, timeout)
+        self._limit = max(1, min(routes.lendable, 2**16))
+        self._slots = asyncio.Semaphore(self._limit)
+
+    def reset(self, *, forked: bool = False) -> None:
+        """Forget the client's connections; the next command opens one of this loop and process."""
+        super().reset(forked=forked)
+        self._slots = asyncio.Semaphore(self._limit)
+
+    async def exchange(self, key: str, *commands: Command) -> list[Any]:
+        """Send commands in one write, and return their replies as bytes; see :meth:`WireLink.exchange`."""
+        talk = functools.partial(self._talk, key, commands)
+        return await self.detached(key, functools.partial(self._slotted, talk))
+
+    async def run(self, script: Script, key: str, *args: bytes | str | int, large: bool = False) -> Any:  # noqa: ARG002 - each command has a connection of its own here
+        """Run a script on ``key``; see :meth:`WireLink.run`."""
+        talk = functools.partial(self._talk_script, script, key, args)
+        return await self.detached(key, functools.partial(self._slotted, talk))
 
     async def _slotted(self, send: Callable[[Progress], Awaitable[T]]) -> T:
         slots = self._slots
@@ -292,19 +331,19 @@ class PoolLink(Link):
         finally:
             slots.release()
 
-    async def _talk_script(self, script: Script, args: Command, progress: Progress) -> Any:
-        # The first time with its source, which the server keeps. After that inside one try: a server that restarted
-        # has lost the script, and may have run it before.
-        if script.sha in self._loaded:
-            with contextlib.suppress(exceptions.NoScriptError):
-                return (await self._talk((("EVALSHA", script.sha, *args),), progress))[0]
-        reply = (await self._talk((("EVAL", script.source, *args),), progress))[0]
-        self._loaded.add(script.sha)
-        return reply
-
-    async def _talk(self, commands: Sequence[Command], progress: Progress) -> list[Any]:
-        connection = await self._pool.get_connection()
+    async def _talk(
+        self,
+        key: str,
+        commands: Sequence[Command],
+        progress: Progress,
+        *,
+        large: bool = False,  # noqa: ARG002 - see run
+    ) -> list[Any]:
+        node = await self._locate(key, progress)
+        connection = await node.lend()
         try:
+            if progress.ask is not None:
+                commands = [part for command in commands for part in (("ASKING",), command)]
             packed = connection.pack_commands(commands)
             progress.sent = True
             await connection.send_packed_command(packed)
@@ -314,10 +353,11 @@ class PoolLink(Link):
                 try:
                     replies.append(await connection.read_response(disable_decoding=True))
                 except exceptions.ResponseError as error:
+                    progress.wrote = progress.wrote or (failed is None and len(replies) > (progress.ask is not None))
                     failed = failed or error  # the other replies are read first, or the connection is out of step
             if failed is not None:
                 raise failed  # noqa: TRY301 - the handlers below are for it too
-            return replies
+            return replies if progress.ask is None else replies[1::2]
         except exceptions.ReadOnlyError:
             # A master that was demoted: another node may answer to the name by now.
             await connection.disconnect(nowait=True)
@@ -328,5 +368,4 @@ class PoolLink(Link):
             await connection.disconnect(nowait=True)
             raise
         finally:
-            with contextlib.suppress(KeyError):  # the pool was reset meanwhile, and does not know it any more
-                await self._pool.release(connection)
+            await node.take_back(connection)

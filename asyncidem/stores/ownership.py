@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 from collections.abc import Awaitable, Callable
 from typing import TypedDict
@@ -14,7 +15,7 @@ from ..keys import check_key, lock_of, stored_form
 from ..model import Attributes, Claimed, RecordFormat, matches, owner_of
 from .primitives import Primitives, Within
 
-__all__ = ["Ownership", "RecordOptions", "StoreOptions", "new_token"]
+__all__ = ["Ownership", "RecordOptions", "StoreOptions", "new_token", "refuse_other"]
 
 
 class RecordOptions(TypedDict, total=False):
@@ -67,33 +68,52 @@ class Ownership(Primitives):
         self.wall = wall
         self._renewals: dict[str, asyncio.Future[None]] = {}
 
+    async def renew(self, claim: Claimed) -> None:
+        """Begin the lease anew. Writes also where the record is gone.
+
+        Raises:
+            LeaseLostError: another owner holds the key, or the claim was completed or released.
+            StoreUnavailableError: not acknowledged in time; the lease may or may not have been renewed.
+        """
+        refuse_other("renew", claim)
+        await self._after_renewal(claim)
+        if claim._settled:
+            raise LeaseLostError(claim.key, f"it is {claim._settled}; a settled claim cannot be renewed")
+        done = self._renewals[claim.owner] = asyncio.get_running_loop().create_future()
+        try:
+            with Within(self.timeout):
+                await self._write_renewal(claim)
+        finally:
+            del self._renewals[claim.owner]
+            done.set_result(None)
+
     async def _after_renewal(self, claim: Claimed) -> None:
         while (flying := self._renewals.get(claim.owner)) is not None:
             await asyncio.wait((flying,))
 
-    def _settling(self, claim: Claimed, write: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
-        """Return a step that does ``write`` behind the renewal in flight, in one store call; it may be repeated."""
-
-        async def step() -> None:
-            with Within(self.timeout):
+    async def _settle(self, claim: Claimed, write: Callable[[Claimed], Awaitable[None]]) -> None:
+        """Do ``write`` behind the renewal in flight, in one store call; it may be repeated."""
+        with Within(self.timeout):
+            if claim.owner in self._renewals:
                 await self._after_renewal(claim)
-                await write()
+            await write(claim)
 
-        return step
+    def _settle_on(self, claim: Claimed, write: Callable[[Claimed], Awaitable[None]]) -> asyncio.Task[None]:
+        """Repeat a write in the background until it is answered, for at most a lease."""
+        return self._spawn(functools.partial(self._settle, claim, write), claim._lease_ms / 1000)
 
-    async def _insist(self, claim: Claimed, write: Callable[[], Awaitable[None]]) -> None:
+    async def _insist(self, claim: Claimed, write: Callable[[Claimed], Awaitable[None]]) -> None:
         """Do a write that settles a claim; while its outcome is unknown, repeat it in the background.
 
         Once a claim settles nobody else speaks for it: a cancelled caller waits for the end, it does not stop it.
         """
-        step = self._settling(claim, write)
         try:
-            await step()
+            await self._settle(claim, write)
         except asyncio.CancelledError:
-            await linger(self._spawn(self._repeat(step, claim._lease_ms / 1000)))
+            await linger(self._settle_on(claim, write))
             raise
         except StoreUnavailableError:
-            self._spawn(self._repeat(step, claim._lease_ms / 1000))
+            self._settle_on(claim, write)
             raise
 
     async def _write_completion(self, claim: Claimed, value: bytes, ttl_ms: int) -> None:
@@ -158,6 +178,12 @@ class Ownership(Primitives):
             attempt=attempt,
             fingerprint=fingerprint,
         )
+
+
+def refuse_other(method: str, claim: object) -> None:
+    """Refuse what is no claim, before anything is written."""
+    if not isinstance(claim, Claimed):
+        raise ConfigurationError(f"{method} takes the Claimed that claim returned, not {type(claim).__name__}")
 
 
 def new_token() -> str:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from contextvars import ContextVar, Token
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from ..cancellation import LINGER
+from ..cancellation import LINGER, within_loop
 from ..errors import IdempotencyError, StoreUnavailableError
 from ..model import LEFT_UNKNOWN, Stored, Swap
 
@@ -37,8 +38,10 @@ class Within:
         )
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(ValueError):  # closed as garbage in another context, whose deadline is not ours to end
+        try:  # noqa: SIM105 - this is on the way of every call, and costs nothing there
             call_deadline.reset(self._token)
+        except ValueError:  # closed as garbage in another context, whose deadline is not ours to end
+            pass
 
 
 class Primitives(ABC):
@@ -106,13 +109,20 @@ class Primitives(ABC):
     async def _call(self, primitive: Awaitable[T]) -> T:
         try:
             return await primitive
-        except IdempotencyError:
-            raise
-        except Exception as error:  # whatever a client throws in the middle of a command, its outcome is not known
-            raise StoreUnavailableError(f"{type(self).__name__} failed: {type(error).__name__}: {error}") from error
+        except Exception as error:  # noqa: BLE001 - whatever a client throws in the middle of a command
+            raise self._known(error)  # noqa: B904 - its cause is set
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.get_running_loop().create_task(work)
+    def _known(self, error: Exception) -> IdempotencyError:
+        """Return ``error`` if it is ours; any other means that the outcome is not known."""
+        if isinstance(error, IdempotencyError):
+            return error
+        unknown = StoreUnavailableError(f"{type(self).__name__} failed: {type(error).__name__}: {error}")
+        unknown.__cause__ = error
+        return unknown
+
+    def _spawn(self, step: Callable[[], Awaitable[None]], seconds: float) -> asyncio.Task[None]:
+        """Repeat an idempotent step in the background until it is answered, at most for ``seconds``."""
+        task = asyncio.get_running_loop().create_task(within_loop(functools.partial(self._repeat, step, seconds)))
         self._background.add(task)
         task.add_done_callback(self._background.discard)
         return task

@@ -14,16 +14,19 @@ from redis.backoff import NoBackoff
 from ..durations import Duration, to_ms
 from ..errors import ConfigurationError, StoreError
 from ..hooks import logger
-from ..model import LEFT_UNKNOWN, Stored, Swap
+from ..model import LARGE, LEFT_UNKNOWN, Stored, Swap
 from .base import Store
 from .guarded import Guarded, RedisClientProtocol
-from .link import Link, PoolLink, Script, refusal
+from .link import Link, PoolLink, Script, WireLink
+from .multiplex import MultiplexedLink
 from .ownership import RecordOptions, StoreOptions
+from .refusals import refusal
+from .routes import routes_of
 
 __all__ = ["RedisStore"]
 
 FELL_BACK: Final = object()
-STORE_OPTIONS: Final = frozenset(StoreOptions.__annotations__)
+STORE_OPTIONS: Final = frozenset({*StoreOptions.__annotations__, "multiplex"})
 
 
 class RedisStore(Store):
@@ -54,6 +57,7 @@ class RedisStore(Store):
         *,
         prefix: str = "asyncidem:",
         timeout: Duration = 5,
+        multiplex: bool = True,
         **options: Unpack[RecordOptions],
     ) -> None:
         unknown = sorted(set(options) - STORE_OPTIONS)
@@ -67,16 +71,17 @@ class RedisStore(Store):
         self._client = client
         self._owns_client = False
         self._put_script, self._swap_script, self._remove_script = _scripts()
-        self._scripts_run = False  # shown by the first claim, which goes through a script for that reason
         self._set_get = True  # whether SET takes NX and GET together
-        self._pool: PoolLink | None = None
+        self._direct: WireLink | None = None  # for claims without a script, once the first claim has run one
+        self._wire: WireLink | None = None
         self._plain: Guarded | None = None
         self._link: Link
-        if isinstance(client, redis.asyncio.Redis):
-            self._link = self._pool = PoolLink(client, self.timeout)
+        routes = routes_of(client)
+        if routes is not None:
+            self._link = self._wire = (MultiplexedLink if multiplex else PoolLink)(routes, self.timeout)
         else:
             self._link = Link(self.timeout)
-            self._fall_back(f"{type(client).__name__} is no redis.asyncio.Redis: its get, set and delete are used")
+            self._fall_back(f"{type(client).__name__} is no client of redis-py: its get, set and delete are used")
 
     @classmethod
     def from_url(cls, url: str, *, cluster: bool = False, **options: Any) -> Self:
@@ -162,59 +167,64 @@ class RedisStore(Store):
 
     async def put_if_absent(self, key: str, value: bytes, ttl_ms: int) -> bytes | None:
         """``SET key value NX GET PX ttl_ms``; see :meth:`Store.put_if_absent`."""
-        found = await self._put_over(key, value, ttl_ms, aged=False)
-        return None if found is None else found.value
+        if self._direct is not None:
+            try:
+                (found,) = await self._direct.exchange(key, ("SET", key, value, "NX", "GET", "PX", ttl_ms))
+                return found  # type: ignore[no-any-return]
+            except StoreError as error:
+                self._expect_old_server(error)
+        stored = await self._put_by_script(key, value, ttl_ms)
+        return None if stored is None else stored.value
 
     async def put_or_read(self, key: str, value: bytes, ttl_ms: int) -> Stored | None:
         """The same with ``PTTL`` in one round trip; see :meth:`Store.put_or_read`."""
-        return await self._put_over(key, value, ttl_ms, aged=True)
-
-    async def _put_over(self, key: str, value: bytes, ttl_ms: int, *, aged: bool) -> Stored | None:
-        pool = self._pool
-        if pool is not None and self._plain is None and self._scripts_run and self._set_get:
+        if self._direct is not None:
             try:
-                return await self._set_nx_get(pool, key, value, ttl_ms, aged=aged)
+                put = ("SET", key, value, "NX", "GET", "PX", ttl_ms)
+                found, left_ms = await self._direct.exchange(key, put, ("PTTL", key))
+                return None if found is None else Stored(found, None if left_ms == -1 else max(left_ms, 0))
             except StoreError as error:
-                if refusal(error.__cause__) != "syntax error":
-                    raise
-                if self._set_get:  # of several calls that meet it at once, one says so
-                    self._set_get = False
-                    missing = "SET with NX and GET (Redis 7.0)"
-                    extra = {"mode": "scripts", "missing": missing}
-                    logger.info("fallback_mode: scripts stand in for %s", missing, extra=extra)
+                self._expect_old_server(error)
+        return await self._put_by_script(key, value, ttl_ms)
+
+    async def _put_by_script(self, key: str, value: bytes, ttl_ms: int) -> Stored | None:
         # Without scripts no completion could be written: the first claim shows it, before the effect.
         found = await self._run(self._put_script, key, value, ttl_ms)
         if found is not FELL_BACK:
             return None if found is None else Stored(found, LEFT_UNKNOWN)
         return await self._guarded.put_or_read(key, value, ttl_ms)
 
-    async def _run(self, script: Script, key: str, *args: bytes | str | int) -> Any:
+    def _expect_old_server(self, error: StoreError) -> None:
+        """Let scripts stand in for what ``error`` says is missing; raise it if it says anything else."""
+        if refusal(error.__cause__) != "syntax error":
+            raise error
+        self._direct = None
+        if self._set_get:  # of several calls that meet it at once, one says so
+            self._set_get = False
+            missing = "SET with NX and GET (Redis 7.0)"
+            extra = {"mode": "scripts", "missing": missing}
+            logger.info("fallback_mode: scripts stand in for %s", missing, extra=extra)
+
+    async def _run(self, script: Script, key: str, *args: bytes | str | int, large: bool = False) -> Any:
         """Run a script; ``FELL_BACK`` if there are none to run."""
-        if self._pool is None or self._plain is not None:
+        if self._wire is None or self._plain is not None:
             return FELL_BACK
         try:
-            reply = await self._pool.run(script, key, *args)
+            reply = await self._wire.run(script, key, *args, large=large)
         except StoreError as error:
             if not refusal(error.__cause__).startswith("unknown command"):
                 raise
             self._fall_back("the server runs no scripts")
             return FELL_BACK
-        self._scripts_run = True
+        if self._direct is None and self._set_get:
+            self._direct = self._wire
         return reply
-
-    async def _set_nx_get(self, pool: PoolLink, key: str, value: bytes, ttl_ms: int, *, aged: bool) -> Stored | None:
-        put = ("SET", key, value, "NX", "GET", "PX", ttl_ms)
-        if not aged:
-            (found,) = await pool.exchange(key, put)
-            return None if found is None else Stored(found, LEFT_UNKNOWN)
-        found, left_ms = await pool.exchange(key, put, ("PTTL", key))
-        return None if found is None else Stored(found, None if left_ms == -1 else max(left_ms, 0))
 
     async def read(self, key: str) -> Stored | None:
         """``GET`` and ``PTTL`` in one round trip; see :meth:`Store.read`."""
-        if self._pool is None or self._plain is not None:
+        if self._wire is None or self._plain is not None:
             return await self._guarded.read(key)
-        found, left_ms = await self._pool.exchange(key, ("GET", key), ("PTTL", key))
+        found, left_ms = await self._wire.exchange(key, ("GET", key), ("PTTL", key))
         if found is None or left_ms == -2:  # it may expire between the two
             return None
         return Stored(found, None if left_ms == -1 else left_ms)
@@ -232,7 +242,9 @@ class RedisStore(Store):
     ) -> Swap:
         """``lua/swap.lua``; see :meth:`Store.swap`."""
         left = "" if left_ms is None else left_ms
-        reply = await self._run(self._swap_script, key, expected, value, ttl_ms, int(exact), int(or_absent), left)
+        args = (expected, value, ttl_ms, int(exact), int(or_absent), left)
+        # Only what an owner completes with is large; all else of a key goes over one connection, in its order.
+        reply = await self._run(self._swap_script, key, *args, large=len(value) >= LARGE)
         if reply is FELL_BACK:
             return await self._guarded.swap(
                 key, expected, value, ttl_ms, exact=exact, or_absent=or_absent, left_ms=left_ms
@@ -254,6 +266,7 @@ class RedisStore(Store):
     def _fall_back(self, why: str) -> None:
         if self._plain is None:
             self._plain = Guarded(self._client, self._link)
+            self._direct = None
             self.lock_blocks_writes = True
             missing = "atomic compare-and-set" + ("" if self._plain.has_pttl else ", pttl")
             extra = {"mode": "lock", "missing": missing, "why": why}

@@ -1,14 +1,16 @@
-"""The fixture `subject`: each kind of store, with its data empty and a back door to them."""
+"""The fixture `subject`: each kind of store, with its data empty and a back door to them; and loops that end first."""
 
 import contextlib
 import functools
-import os
+import gc
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 
 import pytest
 
-from servers import Server, find_binary
-from stores.stores_under_test import KINDS, SERVERS, Subject, make_subject
+from conftest import require
+from servers import BINARIES, Cluster, Server
+from stores.stores_under_test import CLUSTERS, KINDS, SERVERS, Subject, make_subject
 
 
 @pytest.fixture(scope="session")
@@ -30,14 +32,12 @@ async def subject(
     """Each kind of store; a test for some of them says so with an indirect parameter."""
     kind: str = request.param
     url: str | None = None
-    if kind in (*SERVERS, "decoded"):
-        server_kind = kind if kind in SERVERS else next((name for name in SERVERS if find_binary(name)), SERVERS[0])
-        if find_binary(server_kind) is None:
-            reason = f"no {server_kind} server on this machine"
-            if os.environ.get("CI") == "true":
-                pytest.fail(f"{reason}, and CI=true")
-            pytest.skip(reason)
-        server = subject_server(server_kind)
+    if kind in CLUSTERS:
+        cluster: Cluster = request.getfixturevalue("cluster")
+        cluster.reset()
+        url = cluster.url
+    elif kind in (*SERVERS, "decoded"):
+        server = subject_server(require(*BINARIES) if kind == "decoded" else require(kind.removesuffix("-plain")))
         server.reset()
         url = server.url
     if kind == "fake-without-lua":
@@ -48,3 +48,16 @@ async def subject(
     subject = make_subject(kind, url)
     yield subject
     await subject.aclose()
+
+
+@pytest.fixture
+def dead_loops(multiplex: bool) -> Iterator[None]:
+    """Nobody can close a pool's connections of a loop that is gone: they end as garbage, and Python says so.
+
+    A multiplexed one ends with its loop, and leaves nothing to be said.
+    """
+    with warnings.catch_warnings():
+        if not multiplex:
+            warnings.simplefilter("ignore", ResourceWarning)
+        yield
+        gc.collect()

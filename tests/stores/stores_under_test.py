@@ -5,7 +5,7 @@ import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import redis.asyncio
 from fakeredis.aioredis import FakeRedis
@@ -17,14 +17,18 @@ PREFIX: Final = "t:"
 
 HOUR: Final = 3_600_000
 
-SERVERS: Final = ("valkey", "redis")
+Client: TypeAlias = redis.asyncio.Redis | redis.asyncio.RedisCluster
+
+CLUSTERS: Final = ("cluster", "cluster-plain")
+SERVERS: Final = ("valkey", "redis", "valkey-plain", *CLUSTERS)
 FAKES: Final = ("decoded", "fake", "fake-without-lua", "fake-6.2")
-PLAIN: Final = ("plain", "plain-without-pttl")
-GUARDED: Final = ("fake-without-lua", *PLAIN)
-KINDS: Final = ("memory", *SERVERS, *FAKES, *PLAIN)
+CLIENTS: Final = ("client", "client-without-pttl")
+GUARDED: Final = ("fake-without-lua", *CLIENTS)
+KINDS: Final = ("memory", *SERVERS, *FAKES, *CLIENTS)
 """
-decoded: over a client with `decode_responses=True`; fake: fakeredis; fake-without-lua: it knows no scripts (lock mode);
-fake-6.2: it refuses SET with NX and GET (script mode); plain: a client with only `get`, `set`, `delete` and `pttl`.
+valkey-plain, cluster-plain: with `multiplex=False`; decoded: over a client with `decode_responses=True`; fake: fakeredis;
+fake-without-lua: it knows no scripts (lock mode); fake-6.2: it refuses SET with NX and GET (script mode); client: a
+user's own with only `get`, `set`, `delete` and `pttl`.
 """
 
 
@@ -145,17 +149,16 @@ class MemorySubject(Subject):
 class RedisSubject(Subject):
     """`RedisStore`, over clients that `make_client` makes of the same data; `url` makes it own them."""
 
-    def __init__(
-        self, kind: str, make_client: Callable[..., redis.asyncio.Redis], url: str | None = None, **options: Any
-    ) -> None:
+    def __init__(self, kind: str, make_client: Callable[..., Client], url: str | None = None, **options: Any) -> None:
         self.client = make_client()
-        self.owned: list[redis.asyncio.Redis] = [self.client]
+        self.owned: list[Client] = [self.client]
         self.make_client, self.options, self.url = make_client, options, url
         super().__init__(kind)
 
     def make(self, **options: Any) -> RedisStore:
         if self.url is not None:
-            return RedisStore.from_url(self.url, **options)
+            options.setdefault("multiplex", not self.kind.endswith("-plain"))
+            return RedisStore.from_url(self.url, cluster=self.kind in CLUSTERS, **options)
         client = self.make_client(**self.options)
         self.owned.append(client)
         return RedisStore(client, **options)
@@ -329,9 +332,9 @@ def make_subject(kind: str, url: str | None) -> Subject:
     """Make the subject of a kind; `url` is that of a server with no data where the kind needs one."""
     if kind == "memory":
         return MemorySubject(kind)
-    if kind == "plain":
+    if kind == "client":
         return PlainSubject(kind, PlainClientWithPttl())
-    if kind == "plain-without-pttl":
+    if kind == "client-without-pttl":
         return PlainSubject(kind, TextClient())
     if kind.startswith("fake"):
         from fakeredis import FakeServer
@@ -339,6 +342,8 @@ def make_subject(kind: str, url: str | None) -> Subject:
         server = FakeServer(version=(6, 2) if kind == "fake-6.2" else (7,))
         return RedisSubject(kind, lambda: FakeRedis(server=server))
     assert url is not None
+    if kind in CLUSTERS:
+        return RedisSubject(kind, lambda: redis.asyncio.RedisCluster.from_url(url), url=url)
     if kind == "decoded":
         return RedisSubject(kind, lambda **options: redis.asyncio.Redis.from_url(url, **options), decode_responses=True)
     return RedisSubject(kind, lambda: redis.asyncio.Redis.from_url(url), url=url)

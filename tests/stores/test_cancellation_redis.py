@@ -1,10 +1,8 @@
 """A caller that is cancelled, at any await, leaves no key stuck on a real server, and no task or connection behind."""
 
 import asyncio
-import gc
 import threading
 import time
-import warnings
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
@@ -14,6 +12,7 @@ from redis.asyncio import Redis
 
 from asyncidem import Claimed, Idempotency, RedisStore, Replay, State
 
+from conftest import StoreFactory
 from loops import cancel_at_await
 from proxy import Proxy
 from servers import HOST, Server
@@ -37,10 +36,10 @@ async def direct(redis_url: str) -> AsyncIterator[Redis]:
 
 
 @pytest.fixture
-async def store(proxy: Proxy) -> AsyncIterator[RedisStore]:
+async def store(store_at: StoreFactory, proxy: Proxy) -> AsyncIterator[RedisStore]:
     """A store behind the proxy that knows its server already; it leaves neither task nor connection behind."""
     before = asyncio.all_tasks()
-    async with RedisStore.from_url(proxy.url) as store:
+    async with store_at(proxy.url) as store:
         for _ in range(2):
             claim = await claimed(store, "warm")
             await store.renew(claim)
@@ -48,8 +47,7 @@ async def store(proxy: Proxy) -> AsyncIterator[RedisStore]:
         yield store
         proxy.heal()
     assert asyncio.all_tasks() <= before | {asyncio.current_task()}
-    await asyncio.sleep(0)
-    assert proxy.open_connections == 0
+    await proxy.until_open(0)
 
 
 async def claimed(store: RedisStore, key: str = "k", *, attempt: int = 1) -> Claimed:
@@ -124,28 +122,42 @@ async def test_takeover_cancelled_at_its_lock(store: RedisStore, proxy: Proxy, d
     await claimed(store, attempt=2)
 
 
-async def test_cancelled_read(store: RedisStore, proxy: Proxy) -> None:
-    """A read that is cancelled ends at once; what is still under way for it is waited for when the store is closed."""
+async def test_cancelled_read(store: RedisStore, proxy: Proxy, multiplex: bool) -> None:
+    """A read that is cancelled ends at once; what is under way for it ends with the store, which waits for a task."""
+
+    def under_way() -> list[asyncio.Task[Any]]:
+        return [task for task in asyncio.all_tasks() if "_slotted" in repr(task)]
+
     took = await cancelled_at_reply(proxy, store.get("k"), b"PTTL", lambda: None)
     assert took < 0.3
-    asyncio.get_running_loop().call_later(0.02, proxy.heal)
+    assert len(under_way()) == (0 if multiplex else 1)
+    if not multiplex:
+        asyncio.get_running_loop().call_later(0.02, proxy.heal)
     await store.aclose()
-    assert not [task for task in asyncio.all_tasks() if "_slotted" in repr(task)]
+    assert proxy.reply_held.is_set() == multiplex
+    assert not under_way()
 
 
-async def test_slow_server(store: RedisStore, proxy: Proxy, direct: Redis) -> None:
-    """A cancelled claim on a slow server waits half a second; its undoing follows the reply in the background."""
+async def test_slow_server(store: RedisStore, proxy: Proxy, direct: Redis, multiplex: bool) -> None:
+    """A cancelled claim on a slow server waits half a second; its undoing follows the reply in the background.
+
+    Over one connection it follows the claim itself: the key is free while no reply has come yet.
+    """
     took = await cancelled_at_reply(proxy, store.claim("k"), SET, lambda: None)
     assert 0.45 < took < 1.5
-    assert await direct.exists(KEY) == 1
+    assert await direct.exists(KEY) == (0 if multiplex else 1)
+    assert store._background
     proxy.release_replies()
     await background(store)
     assert await direct.exists(KEY) == 0
 
 
 @pytest.mark.parametrize("answers", [True, False])
-async def test_anyio_scope(store: RedisStore, proxy: Proxy, direct: Redis, answers: bool) -> None:
-    """A scope of anyio, which cancels again and again, is outlasted too: for the undoing, or for half a second."""
+async def test_anyio_scope(store: RedisStore, proxy: Proxy, direct: Redis, multiplex: bool, answers: bool) -> None:
+    """A scope of anyio, which cancels again and again, is outlasted too: for the undoing, or for half a second.
+
+    Over one connection the undoing needs no reply.
+    """
     proxy.hold_replies(SET)
     began = 0.0
 
@@ -163,7 +175,8 @@ async def test_anyio_scope(store: RedisStore, proxy: Proxy, direct: Redis, answe
             await store.claim("k")
     assert scope.cancelled_caught
     assert time.monotonic() - began < 1.5
-    assert await direct.exists(KEY) == (0 if answers else 1)
+    assert await direct.exists(KEY) == (0 if answers or multiplex else 1)
+    assert bool(store._background) == (not answers)
     proxy.release_replies()
     await background(store)
     assert await direct.exists(KEY) == 0
@@ -314,15 +327,6 @@ async def test_cancelled_settling_survives_a_lost_reply(
 
 
 @pytest.fixture
-def dead_loops() -> Iterator[None]:
-    """Nobody can close the connections of a loop that is gone: they end as garbage, and Python says so."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        yield
-        gc.collect()
-
-
-@pytest.fixture
 def far_proxy(redis_url: str, server: Server) -> Iterator[tuple[Proxy, asyncio.AbstractEventLoop]]:
     """A proxy that outlives the test's own loops, and the loop that it runs on, in a thread."""
     loop = asyncio.new_event_loop()
@@ -339,12 +343,14 @@ def far_proxy(redis_url: str, server: Server) -> Iterator[tuple[Proxy, asyncio.A
 
 @pytest.mark.usefixtures("dead_loops")
 @pytest.mark.parametrize("match", [SET, EVALSHA], ids=["claim", "complete"])
-def test_end_of_asyncio_run(far_proxy: tuple[Proxy, asyncio.AbstractEventLoop], server: Server, match: bytes) -> None:
+def test_end_of_asyncio_run(
+    store_at: StoreFactory, far_proxy: tuple[Proxy, asyncio.AbstractEventLoop], server: Server, match: bytes
+) -> None:
     """A loop that ends while a claim or completion is in flight leaves neither stuck while the server answers."""
     proxy, loop = far_proxy
 
     async def main(key: str) -> asyncio.Task[Any]:
-        store = RedisStore.from_url(proxy.url)
+        store = store_at(proxy.url)
         await store.release(await claimed(store, "warm"))
         await store.complete(await claimed(store, key + " warm"), "1")
         proxy.hold_replies(match)
@@ -359,23 +365,23 @@ def test_end_of_asyncio_run(far_proxy: tuple[Proxy, asyncio.AbstractEventLoop], 
         value = server.command("EXISTS", f"asyncidem:k{number}")
         assert value == (":0" if match == SET else ":1")
     if match == EVALSHA:
-        assert asyncio.run(replayed(proxy.url, "k0")) == "1"
+        assert asyncio.run(replayed(store_at, proxy.url, "k0")) == "1"
 
 
-async def replayed(url: str, key: str) -> str | None:
+async def replayed(store_at: StoreFactory, url: str, key: str) -> str | None:
     """Return the stored result."""
-    async with RedisStore.from_url(url) as store:
+    async with store_at(url) as store:
         replay = await store.claim(key)
         assert isinstance(replay, Replay)
         return replay.record.data
 
 
-async def test_nothing_is_left_behind(redis_url: str, server: Server) -> None:
+async def test_nothing_is_left_behind(store_at: StoreFactory, redis_url: str, server: Server) -> None:
     """A store that is closed while calls are cancelled leaves neither task nor connection, here nor on the server."""
     before = asyncio.all_tasks()
     async with Redis.from_url(redis_url) as direct:
         clients = {client["id"] for client in await direct.client_list()}
-        async with RedisStore.from_url(redis_url) as store:
+        async with store_at(redis_url) as store:
             idem = Idempotency(store)
             loop = asyncio.get_running_loop()
             tasks = [loop.create_task(idem.run(f"k{number}", asyncio.sleep, 0)) for number in range(40)]

@@ -245,7 +245,8 @@ async def test_renewal_begins_the_lease_anew(subject: Subject) -> None:
     await subject.store.renew(claim)
     outcome = await subject.store.claim("k")
     assert isinstance(outcome, InProgress)
-    assert 25 < outcome.retry_after <= 30
+    # Within the millisecond of its claim a renewal ends one later, for its bytes must be others.
+    assert 25 < outcome.retry_after <= 30.001
     assert about(await subject.left("k"), DAY)
     record = json.loads(await subject.record())
     assert (record["owner"], record["attempt"], record["validation"]) == (claim.owner, 1, "f")

@@ -10,7 +10,7 @@ from asyncidem import Claimed, InProgress, LeaseLostError, Mismatch, Replay
 
 from stores.stores_under_test import HOUR, KINDS, Subject, unsettled_copy
 
-AGING = [kind for kind in KINDS if kind != "plain-without-pttl"]
+AGING = [kind for kind in KINDS if kind != "client-without-pttl"]
 
 
 # -- records of Powertools ---------------------------------------------------------------------------------------------
@@ -128,7 +128,7 @@ async def test_wall_clocks_decide_nothing(subject: Subject, skew: int, wrong: st
     assert isinstance(await second.claim("k"), Replay)
 
 
-@pytest.mark.parametrize("subject", ["plain-without-pttl"], indirect=True)
+@pytest.mark.parametrize("subject", ["client-without-pttl"], indirect=True)
 async def test_without_pttl_the_wall_clock_decides(subject: Subject) -> None:
     """Without `pttl` a lease is over when the client's clock has passed `in_progress_expiration`, to the millisecond."""
     now = [1_700_000_000.0]

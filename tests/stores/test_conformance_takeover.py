@@ -31,8 +31,8 @@ from stores.stores_under_test import (
     unsettled_copy,
 )
 
-WITH_PERSIST = [kind for kind in KINDS if kind not in ("memory", "plain-without-pttl")]
-AGING = [kind for kind in KINDS if kind != "plain-without-pttl"]
+WITH_PERSIST = [kind for kind in KINDS if kind not in ("memory", "client-without-pttl")]
+AGING = [kind for kind in KINDS if kind != "client-without-pttl"]
 
 
 def about(left_ms: int | None, ttl_ms: int, slack: int = 5_000) -> bool:

@@ -4,8 +4,7 @@ import asyncio
 import gc
 import os
 import threading
-import warnings
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from asyncidem import (
     StoreUnavailableError,
 )
 
-from conftest import ServerFactory
+from conftest import ServerFactory, StoreFactory
 from proxy import Proxy
 from servers import HOST, Server
 
@@ -34,15 +33,6 @@ async def proxy(redis_url: str, server: Server) -> AsyncIterator[Proxy]:
     """A proxy to the shared server."""
     async with Proxy(HOST, server.port) as proxy:
         yield proxy
-
-
-@pytest.fixture
-def dead_loops() -> Iterator[None]:
-    """Nobody can close the connections of a loop that is gone: they end as garbage, and Python says so."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ResourceWarning)
-        yield
-        gc.collect()
 
 
 async def must_not_run() -> int:
@@ -74,9 +64,11 @@ async def protocol(store: RedisStore, key: str = "k") -> None:
 
 @pytest.mark.parametrize("words", [("FLUSHALL",), ("SCRIPT", "FLUSH")], ids=" ".join)
 @pytest.mark.parametrize("renew", [False, True])
-async def test_flush_in_mid_handler(redis_url: str, server: Server, words: tuple[str, ...], renew: bool) -> None:
+async def test_flush_in_mid_handler(
+    store_at: StoreFactory, redis_url: str, server: Server, words: tuple[str, ...], renew: bool
+) -> None:
     """What is flushed while the handler runs is written again by the renewal and the completion."""
-    async with RedisStore.from_url(redis_url) as store:
+    async with store_at(redis_url) as store:
         claim = await store.claim("k")
         assert isinstance(claim, Claimed)
         await store.renew(claim)
@@ -90,9 +82,9 @@ async def test_flush_in_mid_handler(redis_url: str, server: Server, words: tuple
         assert await Idempotency(store).run("k", must_not_run) == 42
 
 
-async def test_flush_before_a_release(redis_url: str, server: Server) -> None:
+async def test_flush_before_a_release(store_at: StoreFactory, redis_url: str, server: Server) -> None:
     """A release writes nothing where the record is gone."""
-    async with RedisStore.from_url(redis_url) as store:
+    async with store_at(redis_url) as store:
         claim = await store.claim("k")
         assert isinstance(claim, Claimed)
         server.command("FLUSHALL")
@@ -102,7 +94,7 @@ async def test_flush_before_a_release(redis_url: str, server: Server) -> None:
 
 
 @pytest.mark.parametrize("again", ["renew", "complete"])
-async def test_restart_in_mid_handler(private_server: ServerFactory, again: str) -> None:
+async def test_restart_in_mid_handler(store_at: StoreFactory, private_server: ServerFactory, again: str) -> None:
     """A server that comes back with neither data, scripts nor connections gets all of it anew."""
     server = private_server()
 
@@ -113,7 +105,7 @@ async def test_restart_in_mid_handler(private_server: ServerFactory, again: str)
         return 42
 
     claims: list[Claimed] = []
-    async with RedisStore.from_url(server.url) as store:
+    async with store_at(server.url) as store:
         idem = Idempotency(store)
         async with idem.operation("k") as op:
             assert op._claim is not None
@@ -122,18 +114,18 @@ async def test_restart_in_mid_handler(private_server: ServerFactory, again: str)
         assert await idem.run("k", must_not_run) == 42
 
 
-async def test_restart_between_two_calls(private_server: ServerFactory) -> None:
+async def test_restart_between_two_calls(store_at: StoreFactory, private_server: ServerFactory) -> None:
     """A connection that died between two calls fails none of them."""
     server = private_server()
-    async with RedisStore.from_url(server.url) as store:
+    async with store_at(server.url) as store:
         await protocol(store)
         server.restart()
         await protocol(store)
 
 
-async def test_killed_connections(redis_url: str, server: Server) -> None:
+async def test_killed_connections(store_at: StoreFactory, redis_url: str, server: Server) -> None:
     """Connections that the server closes fail no call."""
-    async with RedisStore.from_url(redis_url) as store:
+    async with store_at(redis_url) as store:
         for _ in range(5):
             server.command("CLIENT", "KILL", "TYPE", "normal")
             await protocol(store)
@@ -144,10 +136,10 @@ async def test_killed_connections(redis_url: str, server: Server) -> None:
 
 @pytest.mark.parametrize("protocol_version", [2, 3])
 @pytest.mark.parametrize("decode_responses", [False, True])
-async def test_brought_client(redis_url: str, protocol_version: int, decode_responses: bool) -> None:
+async def test_brought_client(redis_url: str, multiplex: bool, protocol_version: int, decode_responses: bool) -> None:
     """A client of the user's works with either protocol, decoding or not, with redis-py's own retries, and stays open."""
     async with Redis.from_url(redis_url, protocol=protocol_version, decode_responses=decode_responses) as client:
-        async with RedisStore(client) as store:
+        async with RedisStore(client, multiplex=multiplex) as store:
             await protocol(store)
         assert await client.ping()
         assert await client.set("theirs", "1")
@@ -155,34 +147,38 @@ async def test_brought_client(redis_url: str, protocol_version: int, decode_resp
 
 
 @pytest.mark.parametrize("protocol_version", [2, 3])
-async def test_own_client(redis_url: str, protocol_version: int) -> None:
+async def test_own_client(store_at: StoreFactory, redis_url: str, protocol_version: int) -> None:
     """A client of the store's own works with either protocol."""
-    async with RedisStore.from_url(redis_url, protocol=protocol_version) as store:
+    async with store_at(redis_url, protocol=protocol_version) as store:
         await protocol(store)
 
 
-async def test_connect(server: Server, redis_url: str) -> None:
+async def test_connect(server: Server, redis_url: str, multiplex: bool) -> None:
     """The parts of an address lead to the database that they name."""
-    async with RedisStore.connect(HOST, server.port, db=3, ssl=False) as store:
+    async with RedisStore.connect(HOST, server.port, db=3, ssl=False, multiplex=multiplex) as store:
         assert isinstance(await store.claim("k"), Claimed)
     async with Redis(host=HOST, port=server.port, db=3) as client:
         assert await client.exists(KEY) == 1
 
 
-async def test_unix_socket(private_server: ServerFactory, tmp_path_factory: pytest.TempPathFactory) -> None:
+async def test_unix_socket(
+    store_at: StoreFactory, private_server: ServerFactory, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """A server on a unix socket is reached by its URL."""
     path = Path(tmp_path_factory.mktemp("s")) / "redis.sock"
     private_server("--unixsocket", str(path))
-    async with RedisStore.from_url(f"unix://{path}") as store:
+    async with store_at(f"unix://{path}") as store:
         await protocol(store)
 
 
 @pytest.mark.parametrize("size", [1, 2])
 @pytest.mark.parametrize("kind", [ConnectionPool, BlockingConnectionPool])
-async def test_small_pool(redis_url: str, server: Server, kind: type[ConnectionPool], size: int) -> None:
+async def test_small_pool(
+    redis_url: str, server: Server, multiplex: bool, kind: type[ConnectionPool], size: int
+) -> None:
     """Fifty calls at once over a pool of one or two connections wait for each other instead of failing."""
     client = Redis(connection_pool=kind.from_url(redis_url, max_connections=size))
-    async with RedisStore(client) as store:
+    async with RedisStore(client, multiplex=multiplex) as store:
         idem = Idempotency(store)
         runs = [idem.run(f"k{number}", asyncio.sleep, 0, number) for number in range(50)]
         assert await asyncio.gather(*runs) == list(range(50))
@@ -192,9 +188,9 @@ async def test_small_pool(redis_url: str, server: Server, kind: type[ConnectionP
 
 @pytest.mark.parametrize("kind", [ConnectionPool, BlockingConnectionPool])
 async def test_pool_exhausted_by_others(redis_url: str, kind: type[ConnectionPool]) -> None:
-    """A pool that the user's own commands have used up is waited for within the time of the call."""
+    """On the plain path a pool that the user's own commands have used up is waited for within the time of the call."""
     pool = kind.from_url(redis_url, max_connections=1)
-    async with RedisStore(Redis(connection_pool=pool), timeout=5) as store:
+    async with RedisStore(Redis(connection_pool=pool), timeout=5, multiplex=False) as store:
         taken = await pool.get_connection()
         call = asyncio.get_running_loop().create_task(store.claim("k"))
         await asyncio.wait([call], timeout=0.05)
@@ -206,9 +202,9 @@ async def test_pool_exhausted_by_others(redis_url: str, kind: type[ConnectionPoo
 
 @pytest.mark.parametrize("kind", [ConnectionPool, BlockingConnectionPool])
 async def test_pool_exhausted_for_too_long(redis_url: str, kind: type[ConnectionPool]) -> None:
-    """A pool that stays used up is an error of ours, and nothing was sent."""
+    """On the plain path a pool that stays used up is an error of ours, and nothing was sent."""
     pool = kind.from_url(redis_url, max_connections=1)
-    async with RedisStore(Redis(connection_pool=pool), timeout=0.2) as store:
+    async with RedisStore(Redis(connection_pool=pool), timeout=0.2, multiplex=False) as store:
         taken = await pool.get_connection()
         with pytest.raises(StoreUnavailableError) as raised:
             await Idempotency(store).run("k", must_not_run)
@@ -218,16 +214,34 @@ async def test_pool_exhausted_for_too_long(redis_url: str, kind: type[Connection
     await pool.disconnect()
 
 
-async def test_waiting_for_a_connection_ends(proxy: Proxy) -> None:
-    """A call that waits for a connection behind another that gets no reply ends with its time, nothing sent."""
+@pytest.mark.parametrize("kind", [ConnectionPool, BlockingConnectionPool])
+async def test_pool_exhausted_beside_a_multiplexed_store(redis_url: str, kind: type[ConnectionPool]) -> None:
+    """A store with a connection of its own needs none of the pool, and gives it none."""
+    pool = kind.from_url(redis_url, max_connections=1)
+    taken = await pool.get_connection()
+    async with RedisStore(Redis(connection_pool=pool), timeout=0.2) as store:
+        await protocol(store)
+        assert pool._in_use_connections == {taken}
+        assert not pool._available_connections
+    assert taken.is_connected
+    await pool.release(taken)
+    await pool.disconnect()
+
+
+async def test_waiting_for_a_connection_ends(proxy: Proxy, multiplex: bool) -> None:
+    """A call that waits for a connection behind another that gets no reply ends with its time, nothing sent.
+
+    Over one connection for both it waits for nothing: both were sent.
+    """
     pool = ConnectionPool.from_url(proxy.url, max_connections=1)
-    async with RedisStore(Redis(connection_pool=pool), timeout=0.3) as store:
+    async with RedisStore(Redis(connection_pool=pool), timeout=0.3, multiplex=multiplex) as store:
         assert isinstance(await store.claim("before"), Claimed)
         proxy.black_hole()
         errors = await asyncio.gather(store.get("k"), store.get("l"), return_exceptions=True)
         assert [type(error) for error in errors] == [StoreUnavailableError] * 2
-        assert [error.outcome_unknown for error in errors] == [True, False]  # type: ignore[union-attr]
-        assert "no connection of the pool of 1 was free" in str(errors[1])
+        assert [error.outcome_unknown for error in errors] == [True, multiplex]  # type: ignore[union-attr]
+        why = "no answer from the server" if multiplex else "no connection of the pool of 1 was free"
+        assert why in str(errors[1])
         proxy.heal()
     await pool.disconnect()
 
@@ -257,12 +271,14 @@ def serve_proxy(server: Server, talk: Callable[[Proxy], None]) -> None:
 
 @pytest.mark.usefixtures("dead_loops")
 @pytest.mark.parametrize("brought", [False, True])
-def test_second_loop(redis_url: str, server: Server, brought: bool) -> None:
+def test_second_loop(redis_url: str, server: Server, multiplex: bool, brought: bool) -> None:
     """A store of a module heals on the next loop before it sends anything: no call fails, and no command goes twice."""
 
     def talk(proxy: Proxy) -> None:
         client = Redis.from_url(proxy.url)
-        store = RedisStore(client) if brought else RedisStore.from_url(proxy.url)
+        store = (
+            RedisStore(client, multiplex=multiplex) if brought else RedisStore.from_url(proxy.url, multiplex=multiplex)
+        )
         idem = Idempotency(store, local_cache=0)
         for number in range(3):
             assert asyncio.run(idem.run(f"k{number}", asyncio.sleep, 0, number)) == number
@@ -278,9 +294,9 @@ def test_second_loop(redis_url: str, server: Server, brought: bool) -> None:
 
 @pytest.mark.usefixtures("dead_loops")
 @pytest.mark.parametrize("kind", [ConnectionPool, BlockingConnectionPool])
-def test_second_loop_after_a_crowd(redis_url: str, kind: type[ConnectionPool]) -> None:
+def test_second_loop_after_a_crowd(redis_url: str, multiplex: bool, kind: type[ConnectionPool]) -> None:
     """Locks over which a crowd waited on the first loop keep nobody out on the second."""
-    store = RedisStore(Redis(connection_pool=kind.from_url(redis_url, max_connections=2)))
+    store = RedisStore(Redis(connection_pool=kind.from_url(redis_url, max_connections=2)), multiplex=multiplex)
 
     async def crowd(name: str) -> None:
         idem = Idempotency(store)
@@ -291,25 +307,27 @@ def test_second_loop_after_a_crowd(redis_url: str, kind: type[ConnectionPool]) -
         asyncio.run(crowd(name))
 
 
-@pytest.mark.usefixtures("dead_loops")
-def test_client_of_a_dead_loop(redis_url: str) -> None:
+@pytest.mark.filterwarnings("ignore::ResourceWarning")  # nobody can close what the client left on its first loop
+def test_client_of_a_dead_loop(redis_url: str, multiplex: bool) -> None:
     """A client that was used on a loop that is gone, before the store got it, fails no call."""
     client = Redis.from_url(redis_url)
 
-    async def ping() -> None:
+    async def ping(client: Redis) -> None:
         await asyncio.gather(*(client.ping() for _ in range(5)))
 
-    asyncio.run(ping())
-    store = RedisStore(client)
+    asyncio.run(ping(client))
+    store = RedisStore(client, multiplex=multiplex)
     asyncio.run(protocol(store))
     asyncio.run(protocol(store))
+    del store, client
+    gc.collect()
 
 
-def test_two_running_loops(redis_url: str) -> None:
+def test_two_running_loops(store_at: StoreFactory, redis_url: str) -> None:
     """A store that is in use on one running loop refuses another one, and goes on with the first."""
 
     async def first() -> None:
-        async with RedisStore.from_url(redis_url) as store:
+        async with store_at(redis_url) as store:
             await protocol(store)
             with pytest.raises(ConfigurationError, match="another event loop"):
                 await asyncio.to_thread(asyncio.run, Idempotency(store).run("k", must_not_run))
@@ -342,9 +360,9 @@ def records(server: Server, key: str) -> str:
 
 
 @pytest.mark.usefixtures("dead_loops")
-def test_fork_between_loops(redis_url: str, server: Server) -> None:
+def test_fork_between_loops(store_at: StoreFactory, redis_url: str, server: Server) -> None:
     """A store that was inherited works in the child and, after it, in the parent."""
-    store = RedisStore.from_url(redis_url)
+    store = store_at(redis_url)
     asyncio.run(protocol(store, "parent"))
 
     def child() -> None:
@@ -357,9 +375,9 @@ def test_fork_between_loops(redis_url: str, server: Server) -> None:
 
 
 @pytest.mark.usefixtures("dead_loops")
-def test_fork_with_its_loop(redis_url: str, server: Server) -> None:
+def test_fork_with_its_loop(store_at: StoreFactory, redis_url: str, server: Server) -> None:
     """A child that goes on with its parent's loop does not go on with its parent's connection."""
-    store = RedisStore.from_url(redis_url)
+    store = store_at(redis_url)
     loop = asyncio.new_event_loop()
     loop.run_until_complete(protocol(store, "parent"))
     connections = int(server.command("CLIENT", "ID")[1:])
@@ -372,11 +390,11 @@ def test_fork_with_its_loop(redis_url: str, server: Server) -> None:
 
 
 @pytest.mark.usefixtures("dead_loops")
-def test_fork_inside_a_running_loop(redis_url: str, server: Server) -> None:
+def test_fork_inside_a_running_loop(store_at: StoreFactory, redis_url: str, server: Server) -> None:
     """A child of a running loop opens connections of its own, and takes neither bytes nor sockets from its parent."""
 
     async def parent() -> None:
-        async with RedisStore.from_url(redis_url) as store:
+        async with store_at(redis_url) as store:
             claim = await store.claim("parent")
             assert isinstance(claim, Claimed)
 

@@ -17,6 +17,7 @@ from asyncidem import (
     StoreUnavailableError,
 )
 
+from conftest import StoreFactory
 from proxy import Proxy
 from servers import HOST, Server
 
@@ -48,9 +49,9 @@ async def direct(redis_url: str) -> AsyncIterator[Redis]:
 
 
 @pytest.fixture
-async def other(redis_url: str) -> AsyncIterator[RedisStore]:
+async def other(store_at: StoreFactory, redis_url: str) -> AsyncIterator[RedisStore]:
     """The store of another worker, whose replies all come."""
-    async with RedisStore.from_url(redis_url) as store:
+    async with store_at(redis_url) as store:
         yield store
 
 
@@ -61,9 +62,9 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-async def store(proxy: Proxy, clock: Clock) -> AsyncIterator[RedisStore]:
+async def store(store_at: StoreFactory, proxy: Proxy, clock: Clock) -> AsyncIterator[RedisStore]:
     """A store behind the proxy, in the middle of its life."""
-    async with RedisStore.from_url(proxy.url, clock=clock) as store:
+    async with store_at(proxy.url, clock=clock) as store:
         await warm(store)
         proxy.reset_counters()
         yield store
@@ -133,11 +134,11 @@ async def test_claim_found_to_be_ours_is_renewed(store: RedisStore, proxy: Proxy
 
 
 @LOSSES
-async def test_first_claim_of_a_store(proxy: Proxy, other: RedisStore, how: str) -> None:
+async def test_first_claim_of_a_store(store_at: StoreFactory, proxy: Proxy, other: RedisStore, how: str) -> None:
     """The claim of a new store, which goes through a script, survives the same losses."""
     await claimed(other, "warm")
     lose(proxy, how, b"asyncidem:k\r\n")
-    async with RedisStore.from_url(proxy.url) as store:
+    async with store_at(proxy.url) as store:
         claim = await claimed(store)
         record = await other.get("k")
         assert record is not None
@@ -315,15 +316,22 @@ async def test_reply_after_the_lease_and_a_release(
     await store.complete(claim, "1")
 
 
-async def test_claim_that_the_server_runs_late(proxy: Proxy, direct: Redis, other: RedisStore) -> None:
-    """A claim that runs after its caller gave up blocks the key for one lease, and no longer."""
-    async with RedisStore.from_url(proxy.url, timeout=0.3) as store:
+async def test_claim_that_the_server_runs_late(
+    store_at: StoreFactory, proxy: Proxy, direct: Redis, other: RedisStore
+) -> None:
+    """A claim that runs after its caller gave up, and after its undo, blocks the key for one lease, and no longer."""
+    async with store_at(proxy.url, timeout=0.3) as store:
         await warm(store)
         proxy.hold_requests(SET)
+        call = asyncio.get_running_loop().create_task(store.claim("k", lease=30, ttl=3600))
+        await proxy.request_held.wait()
+        proxy.drop_requests(10_000, SET)  # its repetitions, each with the connection that its undo would follow on
         with pytest.raises(StoreUnavailableError) as raised:
-            await store.claim("k", lease=30, ttl=3600)
+            await call
         assert raised.value.outcome_unknown
         await background(store)  # the undo finds nothing
+        assert sent(proxy, EVALSHA, b"asyncidem:k\r\n") == 1
+        assert not await direct.exists(KEY)
         proxy.release_requests()
         while not await direct.exists(KEY):
             await direct.ping()
@@ -333,9 +341,11 @@ async def test_claim_that_the_server_runs_late(proxy: Proxy, direct: Redis, othe
         await other.complete(claim, "1")
 
 
-async def test_completion_that_the_server_runs_late(proxy: Proxy, direct: Redis, other: RedisStore) -> None:
+async def test_completion_that_the_server_runs_late(
+    store_at: StoreFactory, proxy: Proxy, direct: Redis, other: RedisStore
+) -> None:
     """A completion that runs after another took over changes nothing."""
-    async with RedisStore.from_url(proxy.url, timeout=0.3) as store:
+    async with store_at(proxy.url, timeout=0.3) as store:
         await warm(store)
         zombie = await claimed(store)
         proxy.hold_requests(b"COMPLETED")
@@ -354,9 +364,11 @@ async def test_completion_that_the_server_runs_late(proxy: Proxy, direct: Redis,
             await store.complete(zombie, '"late"')
 
 
-async def test_release_that_the_server_runs_late(proxy: Proxy, direct: Redis, other: RedisStore) -> None:
+async def test_release_that_the_server_runs_late(
+    store_at: StoreFactory, proxy: Proxy, direct: Redis, other: RedisStore
+) -> None:
     """A release that runs after another claimed leaves the other's record alone."""
-    async with RedisStore.from_url(proxy.url, timeout=0.3) as store:
+    async with store_at(proxy.url, timeout=0.3) as store:
         await warm(store)
         zombie = await claimed(store)
         proxy.hold_requests(EVALSHA)
@@ -371,9 +383,9 @@ async def test_release_that_the_server_runs_late(proxy: Proxy, direct: Redis, ot
         assert record.owner == claim.owner
 
 
-async def test_outcome_of_lost_replies(proxy: Proxy, direct: Redis) -> None:
+async def test_outcome_of_lost_replies(store_at: StoreFactory, proxy: Proxy, direct: Redis) -> None:
     """Replies that never come leave the outcome unknown; the claim is undone when the server answers again."""
-    async with RedisStore.from_url(proxy.url, timeout=0.3) as store:
+    async with store_at(proxy.url, timeout=0.3) as store:
         await warm(store)
         proxy.drop_replies(10_000, SET)
         with pytest.raises(StoreUnavailableError) as raised:
@@ -385,9 +397,9 @@ async def test_outcome_of_lost_replies(proxy: Proxy, direct: Redis) -> None:
         assert await direct.exists(KEY) == 0
 
 
-async def test_undo_waits_for_the_server(proxy: Proxy, direct: Redis) -> None:
+async def test_undo_waits_for_the_server(store_at: StoreFactory, proxy: Proxy, direct: Redis) -> None:
     """A claim of which nothing is known is taken back as soon as the server answers, long before its lease is over."""
-    async with RedisStore.from_url(proxy.url, timeout=0.3) as store:
+    async with store_at(proxy.url, timeout=0.3) as store:
         await warm(store)
         proxy.black_hole()
         with pytest.raises(StoreUnavailableError) as raised:
@@ -399,10 +411,10 @@ async def test_undo_waits_for_the_server(proxy: Proxy, direct: Redis) -> None:
         assert await direct.exists(KEY) == 0
 
 
-async def test_conflict_leaves_nothing_to_undo(proxy: Proxy, other: RedisStore) -> None:
+async def test_conflict_leaves_nothing_to_undo(store_at: StoreFactory, proxy: Proxy, other: RedisStore) -> None:
     """A claim that another's record refused, and whose look at it then fails, wrote nothing and undoes nothing."""
     await claimed(other)
-    async with RedisStore.from_url(proxy.url, timeout=0.3) as store:
+    async with store_at(proxy.url, timeout=0.3) as store:
         await warm(store)
         proxy.drop_replies(10_000, b"PTTL")
         with pytest.raises(StoreUnavailableError):
@@ -410,9 +422,9 @@ async def test_conflict_leaves_nothing_to_undo(proxy: Proxy, other: RedisStore) 
         assert not store._background
 
 
-async def test_undo_of_a_takeover(proxy: Proxy, direct: Redis, other: RedisStore) -> None:
+async def test_undo_of_a_takeover(store_at: StoreFactory, proxy: Proxy, direct: Redis, other: RedisStore) -> None:
     """A takeover of which nothing is known is undone to the orphan that it found, and its lock goes."""
-    async with RedisStore.from_url(proxy.url, timeout=0.3) as store:
+    async with store_at(proxy.url, timeout=0.3) as store:
         await warm(store)
         await claimed(other)
         await age(direct)

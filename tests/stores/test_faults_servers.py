@@ -21,8 +21,9 @@ from asyncidem import (
     StoreError,
     StoreUnavailableError,
 )
+from asyncidem.stores.multiplex import MultiplexedLink
 
-from conftest import ServerFactory
+from conftest import ServerFactory, StoreFactory
 from proxy import Proxy
 from servers import HOST, Server, free_port
 
@@ -127,6 +128,12 @@ async def refused_call(store: RedisStore) -> StoreError:
     return raised.value
 
 
+def connected(store: RedisStore) -> bool:
+    """Tell whether a multiplexed store has a connection."""
+    assert isinstance(store._link, MultiplexedLink)
+    return any(channel._wire is not None for channel in store._link._channels.values())
+
+
 CASES = {
     f"{name}-{'later' if warm else 'first'}": (trouble, warm)
     for name, trouble in TROUBLES.items()
@@ -137,18 +144,26 @@ CASES = {
 
 
 @pytest.mark.parametrize(("trouble", "warm"), CASES.values(), ids=list(CASES))
-async def test_refusals(private_server: ServerFactory, trouble: Trouble, warm: bool) -> None:
+async def test_refusals(
+    store_at: StoreFactory, private_server: ServerFactory, multiplex: bool, trouble: Trouble, warm: bool
+) -> None:
     """What the server refuses is an error before the handler runs, its cause redis-py's, and nothing was written."""
     server = private_server()
     url = server.url.replace("//", f"//{trouble.user}")
     if warm and trouble.user:
         assert server.command("ACL", "SETUSER", "u", "on", ">p", "~*", "+@all") == "+OK"
         url = server.url.replace("//", "//u:p@")
-    async with RedisStore.from_url(url, timeout=TIMEOUT) as store:
+    async with store_at(url, timeout=TIMEOUT) as store:
         if warm:
             assert await Idempotency(store).run("before", asyncio.sleep, 0, 1) == 1
             # Authentication belongs to a connection: a later one meets it.
-            await store._client.connection_pool.disconnect()  # type: ignore[union-attr]
+            if multiplex:
+                server.command("CLIENT", "KILL", "TYPE", "normal")
+                async with asyncio.timeout(1):
+                    while connected(store):
+                        await asyncio.sleep(0)
+            else:
+                await store._client.connection_pool.disconnect()  # type: ignore[union-attr]
         for words in trouble.words:
             assert server.command(*words)[0] in "+:"
         if "wrong" in trouble.user and warm:
@@ -162,9 +177,9 @@ async def test_refusals(private_server: ServerFactory, trouble: Trouble, warm: b
     assert not store._background
 
 
-async def test_refused_connection() -> None:
+async def test_refused_connection(store_at: StoreFactory) -> None:
     """A port that nobody listens on: nothing was sent, and the caller knows it."""
-    async with RedisStore.from_url(f"redis://{HOST}:{free_port()}", timeout=TIMEOUT) as store:
+    async with store_at(f"redis://{HOST}:{free_port()}", timeout=TIMEOUT) as store:
         error = await refused_call(store)
         assert type(error) is StoreUnavailableError
         assert isinstance(error.__cause__, exceptions.ConnectionError | CUT_OFF)
@@ -173,10 +188,10 @@ async def test_refused_connection() -> None:
 
 
 @pytest.mark.parametrize("connected", [False, True])
-async def test_hung_server(private_server: ServerFactory, connected: bool) -> None:
+async def test_hung_server(store_at: StoreFactory, private_server: ServerFactory, connected: bool) -> None:
     """A frozen server: an error in time, and when it goes on nothing of the claim is left."""
     server = private_server()
-    async with RedisStore.from_url(server.url, timeout=TIMEOUT) as store:
+    async with store_at(server.url, timeout=TIMEOUT) as store:
         if connected:
             assert isinstance(await store.claim("before"), Claimed)
         server.pause()
@@ -191,9 +206,9 @@ async def test_hung_server(private_server: ServerFactory, connected: bool) -> No
 
 
 @pytest.mark.parametrize("requests", [False, True])
-async def test_black_hole(proxy: Proxy, redis_url: str, requests: bool) -> None:
+async def test_black_hole(store_at: StoreFactory, proxy: Proxy, redis_url: str, requests: bool) -> None:
     """A network that swallows: an error in time, and the key is free as soon as there are answers again."""
-    async with RedisStore.from_url(proxy.url, timeout=TIMEOUT) as store:
+    async with store_at(proxy.url, timeout=TIMEOUT) as store:
         assert isinstance(await store.claim("before"), Claimed)
         proxy.black_hole(requests=requests)
         error = await refused_call(store)
@@ -205,9 +220,9 @@ async def test_black_hole(proxy: Proxy, redis_url: str, requests: bool) -> None:
             assert await direct.exists(KEY) == 0
 
 
-async def test_silence_costs_a_third(proxy: Proxy) -> None:
+async def test_silence_costs_a_third(store_at: StoreFactory, proxy: Proxy) -> None:
     """A connection that went silent is dropped after a third of the time, and the command repeated on another."""
-    async with RedisStore.from_url(proxy.url, timeout=TIMEOUT) as store:
+    async with store_at(proxy.url, timeout=TIMEOUT) as store:
         assert isinstance(await store.claim("before"), Claimed)
         proxy.hold_replies(b"asyncidem:k")
         call = asyncio.get_running_loop().create_task(store.claim("k"))
@@ -216,10 +231,10 @@ async def test_silence_costs_a_third(proxy: Proxy) -> None:
         assert isinstance(await call, Claimed)
 
 
-async def test_other_calls_are_errors_of_ours(private_server: ServerFactory) -> None:
+async def test_other_calls_are_errors_of_ours(store_at: StoreFactory, private_server: ServerFactory) -> None:
     """No call of the store lets an exception of redis-py out bare, nor takes longer than its time."""
     server = private_server()
-    async with RedisStore.from_url(server.url, timeout=TIMEOUT) as store:
+    async with store_at(server.url, timeout=TIMEOUT) as store:
         claim = await store.claim("k")
         other = await store.claim("other")
         assert isinstance(claim, Claimed)
@@ -242,30 +257,30 @@ async def test_other_calls_are_errors_of_ours(private_server: ServerFactory) -> 
 
 
 @pytest.mark.parametrize("call", ["get", "delete"])
-async def test_wrong_type_elsewhere(redis_url: str, server: Server, call: str) -> None:
+async def test_wrong_type_elsewhere(store_at: StoreFactory, redis_url: str, server: Server, call: str) -> None:
     """A key of another Redis type is an error that says so, and stays what it is."""
     server.command("RPUSH", KEY, "x")
-    async with RedisStore.from_url(redis_url) as store:
+    async with store_at(redis_url) as store:
         with pytest.raises(StoreError, match="another Redis type"):
             await getattr(store, call)("k")
         assert await store.get("other") is None
     assert server.command("LLEN", KEY) == ":1"
 
 
-async def test_store_error_run(caplog: pytest.LogCaptureFixture) -> None:
+async def test_store_error_run(store_at: StoreFactory, caplog: pytest.LogCaptureFixture) -> None:
     """With `on_store_error="run"` a call whose store is down runs unprotected, and says so."""
     events: list[str] = []
-    async with RedisStore.from_url(f"redis://{HOST}:{free_port()}", timeout=TIMEOUT) as store:
+    async with store_at(f"redis://{HOST}:{free_port()}", timeout=TIMEOUT) as store:
         idem = Idempotency(store, on_store_error="run", hooks=(lambda event: events.append(event.name),))
         assert await idem.run("k", asyncio.sleep, 0, 7) == 7
     assert events == ["store_error", "ran_unprotected"]
     assert [(record.levelno, record.message) for record in caplog.records] == [(logging.WARNING, "ran_unprotected")]
 
 
-async def test_store_error_run_and_a_refusal(redis_url: str, server: Server) -> None:
+async def test_store_error_run_and_a_refusal(store_at: StoreFactory, redis_url: str, server: Server) -> None:
     """With `on_store_error="run"` what is wrong, and not down, is an error nevertheless."""
     server.command("RPUSH", KEY, "x")
-    async with RedisStore.from_url(redis_url) as store:
+    async with store_at(redis_url) as store:
         with pytest.raises(StoreError, match="another Redis type"):
             await Idempotency(store, on_store_error="run").run("k", must_not_run)
 
@@ -291,6 +306,7 @@ AFTER: dict[str, tuple[Callable[[Server], object], Callable[[Server], object]]] 
 @pytest.mark.parametrize("choice", ["return", "raise"])
 @pytest.mark.parametrize(("hurt", "heal"), AFTER.values(), ids=list(AFTER))
 async def test_after_the_effect(
+    store_at: StoreFactory,
     private_server: ServerFactory,
     caplog: pytest.LogCaptureFixture,
     hurt: Callable[[Server], object],
@@ -305,7 +321,7 @@ async def test_after_the_effect(
         hurt(server)
         return "charged"
 
-    async with RedisStore.from_url(server.url, timeout=TIMEOUT) as store:
+    async with store_at(server.url, timeout=TIMEOUT) as store:
         idem = Idempotency(store, hooks=(events.append,), on_completion_error=choice)  # type: ignore[arg-type]
         if choice == "return":
             assert await idem.run("k", handler) == "charged"
@@ -325,7 +341,7 @@ async def test_after_the_effect(
         assert await idem.run("k", must_not_run) == "charged"
 
 
-async def test_refused_completion(private_server: ServerFactory) -> None:
+async def test_refused_completion(store_at: StoreFactory, private_server: ServerFactory) -> None:
     """A completion that the server refuses for good is not repeated; the caller has its value."""
     server = private_server()
     server.command("ACL", "SETUSER", "u", "on", ">p", "~*", "+@all")
@@ -334,7 +350,7 @@ async def test_refused_completion(private_server: ServerFactory) -> None:
         server.command("ACL", "SETUSER", "u", "-set", "-eval", "-evalsha")
         return "charged"
 
-    async with RedisStore.from_url(server.url.replace("//", "//u:p@"), timeout=TIMEOUT) as store:
+    async with store_at(server.url.replace("//", "//u:p@"), timeout=TIMEOUT) as store:
         with pytest.raises(CompletionError) as raised:
             await Idempotency(store, on_completion_error="raise").run("k", handler)
         assert raised.value.result == "charged"
@@ -342,9 +358,9 @@ async def test_refused_completion(private_server: ServerFactory) -> None:
         assert not store._background
 
 
-async def test_completion_by_aclose(proxy: Proxy, redis_url: str) -> None:
+async def test_completion_by_aclose(store_at: StoreFactory, proxy: Proxy, redis_url: str) -> None:
     """A completion that was not acknowledged is repeated by `aclose` before the store is gone."""
-    store = RedisStore.from_url(proxy.url, timeout=TIMEOUT)
+    store = store_at(proxy.url, timeout=TIMEOUT)
 
     async def handler() -> str:
         proxy.refuse()
@@ -353,15 +369,17 @@ async def test_completion_by_aclose(proxy: Proxy, redis_url: str) -> None:
     assert await Idempotency(store).run("k", handler) == "charged"
     await proxy.start()
     await store.aclose()
-    async with RedisStore.from_url(redis_url) as other:
+    async with store_at(redis_url) as other:
         replay = await other.claim("k")
         assert isinstance(replay, Replay)
         assert replay.record.data == '"charged"'
 
 
-async def test_release_failed(proxy: Proxy, redis_url: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_release_failed(
+    store_at: StoreFactory, proxy: Proxy, redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """A release that fails hides nothing of what the handler raised, and is repeated until it lands."""
-    async with RedisStore.from_url(proxy.url, timeout=TIMEOUT) as store:
+    async with store_at(proxy.url, timeout=TIMEOUT) as store:
 
         async def handler() -> None:
             proxy.refuse()
@@ -376,22 +394,30 @@ async def test_release_failed(proxy: Proxy, redis_url: str, caplog: pytest.LogCa
         assert await direct.exists(KEY) == 0
 
 
-async def test_readonly_drops_the_connection(private_server: ServerFactory) -> None:
-    """A connection to what has become a replica is dropped: its name may lead to another node by now."""
+async def test_readonly_drops_the_connection(store_at: StoreFactory, private_server: ServerFactory) -> None:
+    """Each connection to what has become a replica is dropped: its name may lead to another node by now."""
     server = private_server()
-    async with RedisStore.from_url(server.url, timeout=TIMEOUT) as store:
+    async with Proxy(HOST, server.port) as proxy, store_at(proxy.url) as store:
+
+        def tries() -> int:
+            return sum(KEY.encode() in request for request in proxy.requests)
+
         assert isinstance(await store.claim("before"), Claimed)
-        connections = store._client.connection_pool._available_connections  # type: ignore[union-attr]
-        assert any(connection.is_connected for connection in connections)
+        proxy.reset_counters()
         server.command("REPLICAOF", HOST, "1")
-        await refused_call(store)
-        assert not any(connection.is_connected for connection in connections)
+        call = asyncio.get_running_loop().create_task(store.claim("k"))
+        while tries() < 3:
+            await asyncio.sleep(0)
+        server.command("REPLICAOF", "NO", "ONE")
+        assert isinstance(await call, Claimed)
+        assert proxy.connections == tries() - 1
+        await proxy.until_open(1)
 
 
-async def test_passing_refusal(private_server: ServerFactory) -> None:
+async def test_passing_refusal(store_at: StoreFactory, private_server: ServerFactory) -> None:
     """A replica that becomes the master within the time of the call is waited for."""
     server = private_server()
-    async with RedisStore.from_url(server.url, timeout=5) as store:
+    async with store_at(server.url, timeout=5) as store:
         assert isinstance(await store.claim("before"), Claimed)
         server.command("REPLICAOF", HOST, "1")
         call = asyncio.get_running_loop().create_task(store.claim("k"))

@@ -8,6 +8,7 @@ from redis.asyncio import Redis
 
 from asyncidem import Claimed, Idempotency, InProgress, InProgressError, RedisStore, Replay
 
+from conftest import StoreFactory
 from proxy import Proxy
 from servers import HOST, Server
 
@@ -22,18 +23,18 @@ async def proxy(redis_url: str, server: Server) -> AsyncIterator[Proxy]:
 
 
 @contextlib.asynccontextmanager
-async def fresh_store(proxy: Proxy) -> AsyncIterator[RedisStore]:
-    """A store that has sent nothing yet, over a connection whose handshake is done and not counted."""
-    async with Redis.from_url(proxy.url) as client, RedisStore(client) as store:
-        await client.ping()
+async def fresh_store(store_at: StoreFactory, proxy: Proxy) -> AsyncIterator[RedisStore]:
+    """A store that has only read so far, over a connection whose handshake is done and not counted."""
+    async with store_at(proxy.url) as store:
+        await store.get("nothing")
         proxy.reset_counters()
         yield store
 
 
 @pytest.fixture
-async def store(proxy: Proxy) -> AsyncIterator[RedisStore]:
+async def store(store_at: StoreFactory, proxy: Proxy) -> AsyncIterator[RedisStore]:
     """A store in the middle of its life: it has claimed, renewed, completed and released before."""
-    async with fresh_store(proxy) as store:
+    async with fresh_store(store_at, proxy) as store:
         for key in ("before", "before it"):
             claim = await store.claim(key)
             assert isinstance(claim, Claimed)
@@ -60,16 +61,16 @@ async def test_first_call_with_local_cache(store: RedisStore, proxy: Proxy) -> N
     assert proxy.round_trips == 2
 
 
-async def test_first_call_of_a_fresh_store(store: RedisStore, proxy: Proxy) -> None:
+async def test_first_call_of_a_fresh_store(store: RedisStore, store_at: StoreFactory, proxy: Proxy) -> None:
     """The very first call of a store costs two round trips, too."""
-    async with fresh_store(proxy) as fresh:
+    async with fresh_store(store_at, proxy) as fresh:
         assert await Idempotency(fresh).run("k", answer) == 42
         assert proxy.round_trips == 2
 
 
-async def test_first_call_on_a_fresh_server(proxy: Proxy) -> None:
+async def test_first_call_on_a_fresh_server(store_at: StoreFactory, proxy: Proxy) -> None:
     """The very first call costs two round trips on a server that has never seen a script, too."""
-    async with fresh_store(proxy) as fresh:
+    async with fresh_store(store_at, proxy) as fresh:
         assert await Idempotency(fresh).run("k", answer) == 42
         assert proxy.round_trips == 2
 

@@ -241,3 +241,37 @@ def test_the_cache_is_its_model(size: int, steps: list[tuple[str, str, float]]) 
             assert (found is not None) is lives
             if end is not None and lives:
                 model[key] = end
+
+
+@virtual
+async def test_every_replay_has_a_value_of_its_own() -> None:
+    """Who changes what the cache gave changes nobody else's result."""
+    idem = Idempotency(FaultyStore.here(), local_cache=10)
+
+    @idem.idempotent(key="key")
+    async def rows(key: str) -> list[dict[str, int]]:
+        return [{"n": len(key)}]
+
+    async def other() -> list[int]:
+        return [1]
+
+    await rows("k")
+    await idem.run("k", other)
+    for _ in range(3):
+        given, called = await rows("k"), await idem.run("k", other)
+        assert (given, called) == ([{"n": 1}], [1])
+        given[0]["n"] = 2
+        called.append(2)
+
+
+@virtual
+async def test_a_replay_from_the_cache_may_be_inside_of_another_operation() -> None:
+    """Only its own operation is refused inside itself."""
+    idem, handler = Idempotency(FaultyStore.here(), local_cache=10), Counted()
+    await idem.run("inner", handler)
+
+    async def outer() -> Any:
+        return await idem.run("inner", handler)
+
+    assert await idem.run("outer", outer) == 1
+    assert handler.count == 1

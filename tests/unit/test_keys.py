@@ -458,3 +458,15 @@ def test_a_secret_changes_every_fingerprint() -> None:
 def test_offsets_are_part_of_a_datetime() -> None:
     """The same instant in two offsets is two texts: a payload is compared as it was given."""
     assert canonical(NOON) != canonical(NOON.astimezone(timezone(timedelta(hours=1))))
+
+
+@pytest.mark.parametrize("value", [2**64 - 1, 2**64, -(2**64), 10**100])
+def test_ints_of_any_size_are_keys(value: int) -> None:
+    """A number is the key that its digits are."""
+    assert key_text(value) == str(value) == canonical(value)
+
+
+def test_an_int_over_the_digit_limit_is_no_key() -> None:
+    """Python cannot write it, and so it has no text."""
+    with pytest.raises(InvalidKeyError, match="digit limit"):
+        key_text(10**5000)

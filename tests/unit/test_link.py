@@ -1,72 +1,20 @@
-"""The seam that commands pass: what an error reply means, what is repeated, what a caller is told."""
+"""The seam that commands pass: what is repeated, until when, and what a caller is told."""
 
 import asyncio
 import contextvars
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 from redis import exceptions
 
-from asyncidem import Claimed, ConfigurationError, MemoryStore, StoreError, StoreUnavailableError
-from asyncidem.model import Stored
-from asyncidem.stores.link import Link, Progress, refusal
+from asyncidem import Claimed, ConfigurationError, MemoryStore, State, StoreError, StoreUnavailableError
+from asyncidem.model import Stored, Swap
+from asyncidem.stores.link import Link, Progress
 from asyncidem.stores.primitives import Within
 
 from loops import run_virtual
-
-
-@pytest.mark.parametrize(
-    ("error", "code"),
-    [
-        (exceptions.ReadOnlyError("You can't write against a read only replica."), "READONLY"),
-        (exceptions.BusyLoadingError("Redis is loading the dataset in memory"), "LOADING"),
-        (exceptions.TryAgainError("Multiple keys request during rehashing of slot"), "TRYAGAIN"),
-        (exceptions.MasterDownError("Link with MASTER is down"), "MASTERDOWN"),
-        (exceptions.ClusterDownError("The cluster is down"), "CLUSTERDOWN"),
-        (exceptions.OutOfMemoryError("command not allowed when used memory > 'maxmemory'."), "OOM"),
-        (exceptions.NoPermissionError("this user has no permissions to run the 'set' command"), "NOPERM"),
-        (exceptions.NoScriptError("No matching script."), "NOSCRIPT"),
-        (exceptions.AuthenticationError("invalid username-password pair or user is disabled."), "NOAUTH"),
-        (exceptions.AuthorizationError("no"), "NOAUTH"),
-        (exceptions.ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value"), "WRONGTYPE"),
-        (exceptions.ResponseError("MISCONF Redis is configured to save RDB snapshots"), "MISCONF"),
-        (exceptions.ResponseError("NOREPLICAS Not enough good replicas to write."), "NOREPLICAS"),
-        (exceptions.ResponseError("BUSY Redis is busy running a script."), "BUSY"),
-        (exceptions.ResponseError("syntax error"), "syntax error"),
-        (exceptions.ResponseError("Unknown command 'EVALSHA'"), "unknown command 'evalsha'"),
-        (exceptions.ResponseError(""), ""),
-        (
-            exceptions.ResponseError("WRONGTYPE Operation against a key script: 3f, on @user_script:5."),
-            "WRONGTYPE",
-        ),
-        # Redis 6.2 wraps what went wrong inside a script.
-        (
-            exceptions.ResponseError(
-                "Error running script (call to f_93): @user_script:6: @user_script: 6: -READONLY You can't write "
-                "against a read only replica. "
-            ),
-            "READONLY",
-        ),
-        (
-            exceptions.ResponseError(
-                "Error running script (call to f_93): @user_script:4: @user_script: 4: -OOM command not allowed "
-                "when used memory > 'maxmemory'. "
-            ),
-            "OOM",
-        ),
-        (exceptions.ResponseError("no -SUCH thing"), "no -such thing"),
-        (exceptions.ConnectionError("WRONGTYPE reset by peer"), ""),
-        (exceptions.TimeoutError("Timeout reading from socket"), ""),
-        (exceptions.MaxConnectionsError("Too many connections"), ""),
-        (RuntimeError("Event loop is closed"), ""),
-        (TimeoutError(), ""),
-        (None, ""),
-    ],
-)
-def test_refusal(error: BaseException | None, code: str) -> None:
-    """An error reply is told from every other error, and by its code from other error replies."""
-    assert refusal(error) == code
 
 
 class Sender:
@@ -388,6 +336,32 @@ def test_repetition_ends_with_the_lease(how: str) -> None:
         return asyncio.get_running_loop().time()
 
     assert run_virtual(main()) == pytest.approx(30, abs=0.1)
+
+
+def test_completion_that_is_refused_for_a_while() -> None:
+    """A completion that the server cannot take now is repeated as it was, though its caller knows that nothing is there."""
+
+    class Full(MemoryStore):
+        full = True
+
+        async def swap(self, *args: Any, **options: Any) -> Swap:
+            if self.full:
+                raise StoreUnavailableError("used memory > 'maxmemory'", outcome_unknown=False)
+            return await super().swap(*args, **options)
+
+    async def main() -> None:
+        store = Full()
+        claim = await store.claim("k", lease=30)
+        assert isinstance(claim, Claimed)
+        with pytest.raises(StoreUnavailableError):
+            await store.complete(claim, "1")
+        store.full = False
+        await asyncio.wait(store._background)
+        record = await store.get("k")
+        assert record is not None
+        assert (record.state, record.data) == (State.COMPLETED, "1")
+
+    run_virtual(main())
 
 
 @pytest.mark.parametrize("how", ["pass", "refuse"])

@@ -29,6 +29,7 @@ from asyncidem.cache import Cache
 from asyncidem.model import Stored, Swap, owner_of
 from asyncidem.replay import describe, rebuild
 from asyncidem.stores.link import Link, PoolLink, Progress
+from asyncidem.stores.routes import routes_of
 
 from loops import run_virtual
 
@@ -83,7 +84,9 @@ class Wire:
                 self.replies.clear()
 
         self.pool: Any = redis.asyncio.ConnectionPool(connection_class=Scripted)
-        self.link = PoolLink(redis.asyncio.Redis(connection_pool=self.pool), 1)
+        routes = routes_of(redis.asyncio.Redis(connection_pool=self.pool))
+        assert routes is not None
+        self.link = PoolLink(routes, 1)
 
 
 GET = ("GET", "k")

@@ -19,6 +19,7 @@ NAMES = {
     "JSONCodec",
     "MemoryStore",
     "Mismatch",
+    "MsgspecCodec",
     "Operation",
     "PydanticCodec",
     "Record",

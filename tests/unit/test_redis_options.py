@@ -15,9 +15,9 @@ from redis.asyncio import Redis, RedisCluster
 import asyncidem
 from asyncidem import Claimed, ConfigurationError, Idempotency, RedisStore, Replay
 
-from conftest import ServerFactory
+from conftest import ServerFactory, StoreFactory
 from proxy import Proxy, _Link
-from servers import HOST, Server, free_port
+from servers import HOST, Cluster, Server, free_port
 
 NOWHERE = "redis://127.0.0.1:1/0"
 
@@ -142,31 +142,48 @@ def test_time_outs_and_retries() -> None:
     assert pool_of(RedisStore.from_url(NOWHERE, socket_timeout=9))["socket_timeout"] == 9
 
 
-async def test_cluster(logs: pytest.LogCaptureFixture) -> None:
-    """A cluster's client is made from a URL or an address, and says which mode it is in."""
-    for store in (
-        RedisStore.from_url(NOWHERE, cluster=True),
-        RedisStore.connect("127.0.0.1", 1, cluster=True, ssl=False),
-    ):
+@pytest.mark.parametrize("made", ["url", "address"])
+async def test_cluster(cluster: Cluster, logs: pytest.LogCaptureFixture, multiplex: bool, made: str) -> None:
+    """A cluster's client is made from a URL or an address; commands go to the masters of their keys, and need no lock."""
+    cluster.reset()
+    if made == "url":
+        store = RedisStore.from_url(cluster.url, cluster=True, multiplex=multiplex)
+    else:
+        port = cluster.nodes[0].port
+        store = RedisStore.connect(HOST, port, cluster=True, ssl=False, multiplex=multiplex)
+    async with store:
         assert isinstance(store._client, RedisCluster)
+        assert store._client.get_nodes() == []
+        idem = Idempotency(store)
+        runs = [idem.run(f"k{number}", asyncio.sleep, 0, number) for number in range(30)]
+        assert await asyncio.gather(*runs) == list(range(30))
+        assert await idem.run("k0", must_not_run) == 0
+    assert not any("MOVED" in master.text("INFO", "errorstats") for master in cluster.masters)
+    held = [int(master.command("DBSIZE")[1:]) for master in cluster.masters]
+    assert all(held)
+    assert sum(held) == 30
+    assert modes(logs) == []
+
+
+async def test_ownership(redis_url: str, server: Server, multiplex: bool) -> None:
+    """A store closes the client that it made, and leaves open the one that was brought, but for a connection of its own."""
+    async with Proxy(HOST, server.port) as proxy:
+        store = RedisStore.from_url(proxy.url, multiplex=multiplex)
+        assert isinstance(await store.claim("k"), Claimed)
+        await proxy.until_open(1)
         await store.aclose()
-    assert modes(logs) == [(logging.WARNING, "lock", "atomic compare-and-set")] * 2
-
-
-async def test_ownership(redis_url: str, server: Server) -> None:
-    """A store closes the client that it made, and leaves open the one that was brought."""
-    store = RedisStore.from_url(redis_url)
-    assert isinstance(await store.claim("k"), Claimed)
-    assert isinstance(store._client, Redis)
-    own = store._client.connection_pool._available_connections
-    assert [connection.is_connected for connection in own] == [True]
-    await store.aclose()
-    assert not any(connection.is_connected for connection in own)
-    async with Redis.from_url(redis_url) as client:
-        brought = RedisStore(client)
-        assert isinstance(await brought.claim("l"), Claimed)
-        await brought.aclose()
-        assert [connection.is_connected for connection in client.connection_pool._available_connections] == [True]
+        await proxy.until_open(0)
+        async with Redis.from_url(proxy.url) as client:
+            assert await client.ping()
+            brought = RedisStore(client, multiplex=multiplex)
+            assert isinstance(await brought.claim("l"), Claimed)
+            await proxy.until_open(2 if multiplex else 1)
+            await brought.aclose()
+            await proxy.until_open(1)
+            assert [connection.is_connected for connection in client.connection_pool._available_connections] == [True]
+            proxy.reset_counters()
+            assert await client.ping()
+            assert proxy.connections == 0
     bare = Bare()
     await RedisStore(bare).aclose()
     assert not bare.closed
@@ -238,20 +255,22 @@ async def test_text_for_bytes() -> None:
     assert replay.record.data == '"ä"'
 
 
-async def test_capable_server_says_nothing(redis_url: str, logs: pytest.LogCaptureFixture) -> None:
+async def test_capable_server_says_nothing(
+    store_at: StoreFactory, redis_url: str, logs: pytest.LogCaptureFixture
+) -> None:
     """On a server that has everything there is nothing to say."""
-    async with RedisStore.from_url(redis_url) as store:
+    async with store_at(redis_url) as store:
         assert await Idempotency(store).run("k", asyncio.sleep, 0, 1) == 1
     assert modes(logs) == []
 
 
 @pytest.mark.parametrize("decode_responses", [False, True])
 async def test_server_without_scripts(
-    private_server: ServerFactory, logs: pytest.LogCaptureFixture, decode_responses: bool
+    store_at: StoreFactory, private_server: ServerFactory, logs: pytest.LogCaptureFixture, decode_responses: bool
 ) -> None:
     """A server without scripts is noticed before the first effect, used under a lock, and said so of once."""
     server = private_server("--rename-command", "EVAL", "", "--rename-command", "EVALSHA", "")
-    async with RedisStore.from_url(server.url, decode_responses=decode_responses) as store:
+    async with store_at(server.url, decode_responses=decode_responses) as store:
         idem = Idempotency(store)
         runs = [idem.run(f"k{number}", asyncio.sleep, 0, number) for number in range(5)]
         assert await asyncio.gather(*runs) == list(range(5))
@@ -277,9 +296,9 @@ async def old_server(redis_url: str, server: Server, monkeypatch: pytest.MonkeyP
         yield proxy
 
 
-async def test_server_before_7(old_server: Proxy, logs: pytest.LogCaptureFixture) -> None:
+async def test_server_before_7(store_at: StoreFactory, old_server: Proxy, logs: pytest.LogCaptureFixture) -> None:
     """A server without `SET NX GET` is served by a script, and the mode is said once, however many calls meet it."""
-    async with RedisStore.from_url(old_server.url) as store:
+    async with store_at(old_server.url) as store:
         idem = Idempotency(store)
         assert await idem.run("first", asyncio.sleep, 0, 1) == 1
         assert modes(logs) == []
@@ -293,9 +312,9 @@ async def test_server_before_7(old_server: Proxy, logs: pytest.LogCaptureFixture
     assert len(modes(logs)) == 1
 
 
-async def test_nothing_is_sent_at_construction() -> None:
+async def test_nothing_is_sent_at_construction(store_at: StoreFactory) -> None:
     """Making a store opens no connection: a server that is down is met at the first call."""
-    async with RedisStore.from_url(f"redis://{HOST}:{free_port()}", timeout=0.1) as store:
+    async with store_at(f"redis://{HOST}:{free_port()}", timeout=0.1) as store:
         with pytest.raises(asyncidem.StoreUnavailableError) as raised:
             await store.get("k")
         assert isinstance(raised.value.__cause__, exceptions.ConnectionError | TimeoutError)

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from asyncidem import (
     StoreUnavailableError,
     current_operation,
 )
+from asyncidem.renewal import SLICE, Renewer
 
 from faulty import FaultyStore, down, settle, virtual
 
@@ -393,3 +395,31 @@ async def test_a_renewal_that_is_not_acknowledged_says_so() -> None:
     record = await store.get("k")
     assert record is not None
     assert record.state is State.COMPLETED
+
+
+@virtual
+async def test_many_leases_that_fall_due_together_are_renewed_in_slices() -> None:
+    """All are renewed when they are due, and in one turn of the loop no more than a slice of them begins."""
+    loop: Any = asyncio.get_running_loop()
+    turns: Counter[int] = Counter()
+    renewed: list[Claimed] = []
+
+    class Quiet:
+        def renewed(self) -> None: ...
+
+        def lost(self, error: LeaseLostError) -> None: ...
+
+    async def renew(claim: Claimed) -> None:
+        turns[loop.ticks] += 1
+        renewed.append(claim)
+
+    renewer, holder = Renewer(renew, loop), Quiet()
+    claims = [Claimed(str(number), "0" * 32, 1, 3000, 3000, 3000, None) for number in range(2 * SLICE + 1)]
+    for claim in claims:
+        renewer.hold(claim, holder)
+    await asyncio.sleep(1.5)
+    assert renewed == claims
+    assert max(turns.values()) <= SLICE
+    await asyncio.sleep(1)
+    assert renewed == claims + claims
+    await renewer.aclose()

@@ -15,7 +15,7 @@ from asyncidem import (
     WaitTimeoutError,
     current_operation,
 )
-from asyncidem.waiting import _late
+from asyncidem.waiting import Watch
 
 from faulty import FaultyStore, settle, virtual
 
@@ -304,8 +304,52 @@ async def test_another_payload_than_that_of_a_call_elsewhere_is_refused_at_once(
 
 
 async def test_a_timer_that_fires_after_the_answer_changes_nothing() -> None:
-    """A waiter that has its answer and has not run yet is not late."""
-    waiter: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-    waiter.set_result("answer")
-    _late(waiter)
-    assert waiter.result() == "answer"
+    """A waiter that was elected and has not run yet is not late."""
+    loop = asyncio.get_running_loop()
+    watch = Watch("k", loop)
+    waiter: asyncio.Future[Any] = loop.create_future()
+    group = watch.join(waiter, None, loop.time(), 10)
+    watch.elect()
+    answer = waiter.result()
+    assert group.timer is not None
+    group.timer.cancel()
+    watch._late(group, loop.time() + 10)
+    assert waiter.result() is answer
+    assert watch.groups == {}
+
+
+async def test_the_one_who_waits_longest_is_elected() -> None:
+    """Whatever the patience of those who wait is, and whoever has given up."""
+    loop = asyncio.get_running_loop()
+    watch = Watch("k", loop)
+    gone, longest, later = (loop.create_future() for _ in range(3))
+    groups = [watch.join(gone, None, 0, 50), watch.join(longest, None, 1, 90), watch.join(later, None, 2, 50)]
+    gone.cancel()
+    watch.elect()
+    assert (longest.done(), later.done()) == (True, False)
+    for waiter, group in zip((gone, longest, later), groups, strict=True):
+        watch.leave(waiter, group)
+    assert all(group.timer is None for group in groups)
+
+
+@virtual
+async def test_the_time_of_a_claim_is_part_of_the_wait() -> None:
+    """Who claims first, and slowly, does not wait longer for it."""
+    store = FaultyStore.here()
+    idem = Idempotency(store, wait=5)
+    await store.claim("k", lease=60)
+    store.fault("put_if_absent", after=2.0)
+    with pytest.raises(WaitTimeoutError):
+        await idem.run("k", second)
+    assert store.clock() == pytest.approx(5)
+
+
+@virtual
+async def test_the_block_of_a_replay_is_inside_of_its_operation() -> None:
+    """Code further down sees the replay as its operation, and nothing after the block."""
+    idem = Idempotency(FaultyStore.here())
+    await idem.run("k", second)
+    async with idem.operation("k") as op:
+        assert current_operation() is op
+        assert op.replayed
+    assert current_operation() is None

@@ -1,0 +1,432 @@
+"""Where commands go: one server, or the nodes of a cluster as its topology and its redirections say."""
+
+import asyncio
+from typing import Any
+
+import pytest
+from redis import exceptions
+from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis, RedisCluster
+from redis.exceptions import AskError, MovedError
+
+from asyncidem.stores.routes import ClusterRoutes, SingleRoute, inherited, routes_of
+
+from wires import turns
+
+
+class Connection:
+    """A connection of the client's, as far as the routes look at it."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        self.kwargs = kwargs
+        self.retry: Any = None
+        self.failure: BaseException | None = None
+        self.connects = 0
+
+    async def connect(self) -> None:
+        self.connects += 1
+        if self.failure is not None:
+            raise self.failure
+
+
+class Node:
+    """A node of a redis-py cluster client."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.connection_class = Connection
+        self.connection_kwargs = {"host": name}
+        self._connections: list[Connection] = []
+        self._free: list[Connection] = []
+
+    def acquire_connection(self) -> Connection:
+        connection = self._free.pop() if self._free else Connection()
+        if connection not in self._connections:
+            self._connections.append(connection)
+        return connection
+
+    def release(self, connection: Connection) -> None:
+        self._free.append(connection)
+
+
+class Manager:
+    """The topology of a cluster client: what it knows, and what it will find when it asks."""
+
+    def __init__(self, names: dict[str, range]) -> None:
+        self.there = names
+        self.failures: list[BaseException] = []
+        self.read = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.nodes_cache: dict[str, Node] = {}
+        self.slots_cache: dict[int, list[Node]] = {}
+        self.remapped: dict[tuple[str, int], tuple[str, int]] = {}
+
+    async def initialize(self) -> None:
+        self.read += 1
+        await self.gate.wait()
+        if self.failures:
+            raise self.failures.pop(0)
+        self.nodes_cache = {name: self.nodes_cache.get(name) or Node(name) for name in self.there}
+        self.slots_cache = {slot: [self.nodes_cache[name]] for name, slots in self.there.items() for slot in slots}
+
+    def remap_host_port(self, host: str, port: int) -> tuple[str, int]:
+        return self.remapped.get((host, port), (host, port))
+
+
+class Client:
+    """A cluster client whose slots are the numbers that keys are."""
+
+    def __init__(self, **names: range) -> None:
+        self.nodes_manager = Manager({f"{name}:1": slots for name, slots in names.items()})
+        self.initialized = 0
+        self.limit: int | None = 7
+
+    def get_connection_kwargs(self) -> dict[str, Any]:
+        return {"max_connections": self.limit}
+
+    async def initialize(self) -> None:
+        self.initialized += 1
+        await self.nodes_manager.initialize()
+
+    def keyslot(self, key: str) -> int:
+        return int(key)
+
+    def get_node_from_key(self, key: str) -> Node:
+        nodes = self.nodes_manager.slots_cache.get(int(key))
+        if nodes is None:
+            raise exceptions.SlotNotCoveredError(key)
+        return nodes[0]
+
+
+@pytest.fixture
+def client() -> Client:
+    """A client of two nodes: a has the slots up to 9, b those up to 19."""
+    return Client(a=range(10), b=range(10, 20))
+
+
+@pytest.fixture
+async def routes(client: Client) -> ClusterRoutes:
+    """Routes that have read the topology once."""
+    routes = ClusterRoutes(client)  # type: ignore[arg-type]
+    assert routes.find("1") is None
+    await routes.refresh()
+    return routes
+
+
+def name_of(routes: ClusterRoutes, key: int) -> str | None:
+    """Return the name of the node of a key."""
+    node = routes.find(str(key))
+    return None if node is None else node.name
+
+
+# -- the topology ----------------------------------------------------------------------------------------------------------
+
+
+async def test_topology(routes: ClusterRoutes, client: Client) -> None:
+    """Each key goes to its slot's node, which is the same object as long as it is there; the client is initialised once."""
+    assert [name_of(routes, key) for key in (0, 9, 10, 19)] == ["a:1", "a:1", "b:1", "b:1"]
+    assert routes.find("1") is routes.find("2") is routes.named("a:1")
+    assert client.initialized == 1
+    routes.heed("", OSError("reset"))
+    await routes.refresh()
+    assert (client.initialized, client.nodes_manager.read) == (1, 2)
+
+
+@pytest.mark.parametrize(("limit", "lendable"), [(7, 7), (None, 64), (2**31, 2**31)])
+def test_limit(limit: int | None, lendable: int) -> None:
+    """A node lends as many connections as the client allows."""
+    client = Client(a=range(1))
+    client.limit = limit
+    assert ClusterRoutes(client).lendable == lendable  # type: ignore[arg-type]
+
+
+async def test_slot_that_nobody_serves(routes: ClusterRoutes, client: Client) -> None:
+    """A slot without a node makes the topology stale, until it is read again."""
+    assert routes.find("25") is None
+    assert routes.find("1") is None
+    client.nodes_manager.there["b:1"] = range(10, 30)
+    await routes.refresh()
+    assert name_of(routes, 25) == "b:1"
+
+
+async def test_vanished_nodes_are_forgotten(routes: ClusterRoutes, client: Client) -> None:
+    """A node that has left is forgotten with what belongs to it; under its name another may come."""
+    old = routes.find("15")
+    assert routes.knows("b:1")
+    client.nodes_manager.there = {"a:1": range(20)}
+    await routes.refresh()
+    assert [routes.knows(name) for name in ("a:1", "b:1")] == [True, False]
+    assert routes._nodes.keys() <= {"a:1"}
+    assert name_of(routes, 15) == "a:1"
+    client.nodes_manager.there = {"a:1": range(10), "b:1": range(10, 20)}
+    await routes.refresh()
+    assert name_of(routes, 15) == "b:1"
+    assert routes.find("15") is not old
+
+
+async def test_new_node_behind_a_name(routes: ClusterRoutes, client: Client) -> None:
+    """A client that makes a new node for a known address is followed: what the old one says is of no use any more."""
+    old = routes.find("1")
+    client.nodes_manager.nodes_cache["a:1"] = new = Node("a:1")
+    client.nodes_manager.slots_cache = {1: [new]}
+    found: Any = routes.find("1")
+    assert found is not old
+    assert found.node is new
+
+
+# -- redirections ----------------------------------------------------------------------------------------------------------
+
+
+async def test_moved(routes: ClusterRoutes, client: Client) -> None:
+    """A MOVED is remembered for its slot alone, without reading the topology, until that is read."""
+    assert routes.heed("MOVED", MovedError("3 b:1")) is None
+    assert [name_of(routes, key) for key in (2, 3, 4)] == ["a:1", "b:1", "a:1"]
+    assert routes.heed("MOVED", MovedError("3 a:1")) is None
+    assert name_of(routes, 3) == "a:1"
+    routes.heed("MOVED", MovedError("3 b:1"))
+    assert client.nodes_manager.read == 1
+    client.nodes_manager.there = {"a:1": range(20), "b:1": range(0)}
+    await routes.refresh()
+    assert name_of(routes, 3) == "a:1"
+
+
+async def test_moved_to_an_unknown_node(routes: ClusterRoutes, client: Client) -> None:
+    """A MOVED to a node that the topology does not have makes it be read."""
+    routes.heed("MOVED", MovedError("3 c:1"))
+    assert routes.find("3") is None
+    assert routes.find("15") is None
+    client.nodes_manager.there = {"a:1": range(3), "c:1": range(3, 20)}
+    await routes.refresh()
+    assert [name_of(routes, key) for key in (2, 3)] == ["a:1", "c:1"]
+
+
+@pytest.mark.parametrize("code", ["MOVED", "ASK"])
+async def test_redirection_without_a_host(routes: ClusterRoutes, code: str) -> None:
+    """A redirection that names no host leaves it to the topology to say which."""
+    error = MovedError("3 :1") if code == "MOVED" else AskError("3 :1")
+    assert routes.heed(code, error) is None
+    assert routes.find("1") is None
+    await routes.refresh()
+    assert name_of(routes, 3) == "a:1"
+
+
+async def test_ask(routes: ClusterRoutes) -> None:
+    """An ASK names the node for this once, and is not remembered."""
+    assert routes.heed("ASK", AskError("3 b:1")) == "b:1"
+    assert name_of(routes, 3) == "a:1"
+    assert routes.named("b:1") is routes.find("15")
+
+
+async def test_ask_an_unknown_node(routes: ClusterRoutes, client: Client) -> None:
+    """A node that the topology does not have makes it be read."""
+    assert routes.heed("ASK", AskError("3 c:1")) == "c:1"
+    assert routes.named("c:1") is None
+    assert routes.find("1") is None
+    client.nodes_manager.there["c:1"] = range(0)
+    await routes.refresh()
+    node = routes.named("c:1")
+    assert node is not None
+    assert node.name == "c:1"
+
+
+@pytest.mark.parametrize("code", ["MOVED", "ASK"])
+async def test_remapped_addresses(routes: ClusterRoutes, client: Client, code: str) -> None:
+    """An address that the client translates, behind a tunnel, is translated in redirections too."""
+    client.nodes_manager.remapped[("10.0.0.2", 6379)] = ("b", 1)
+    error = MovedError("3 10.0.0.2:6379") if code == "MOVED" else AskError("3 10.0.0.2:6379")
+    asked = routes.heed(code, error)
+    if code == "ASK":
+        assert asked == "b:1"
+    else:
+        assert name_of(routes, 3) == "b:1"
+
+
+@pytest.mark.parametrize("code", ["", "READONLY", "CLUSTERDOWN", "MASTERDOWN"])
+async def test_what_makes_it_stale(routes: ClusterRoutes, code: str) -> None:
+    """A connection that failed, and a node that is no master, make the topology be read before the next command."""
+    assert routes.heed(code, OSError("reset")) is None
+    assert routes.find("1") is None
+    routes.heed("TRYAGAIN", exceptions.TryAgainError("again"))
+    assert routes.find("1") is None
+    await routes.refresh()
+    assert name_of(routes, 1) == "a:1"
+
+
+@pytest.mark.parametrize("code", ["TRYAGAIN", "LOADING", "BUSY", "NOSCRIPT", "OOM"])
+async def test_what_does_not(routes: ClusterRoutes, code: str) -> None:
+    """A refusal that has nothing to do with who serves the slot leaves the topology alone."""
+    assert routes.heed(code, exceptions.ResponseError("no")) is None
+    assert name_of(routes, 1) == "a:1"
+
+
+# -- reading it ------------------------------------------------------------------------------------------------------------
+
+
+async def test_refresh_is_shared(routes: ClusterRoutes, client: Client) -> None:
+    """All who wait for the topology share one reading of it; the next that is needed is a new one."""
+    client.nodes_manager.gate.clear()
+    waiting = [asyncio.ensure_future(routes.refresh()) for _ in range(10)]
+    await turns()
+    waiting[0].cancel()
+    await turns()
+    assert waiting[0].cancelled()
+    assert not any(task.done() for task in waiting[1:])
+    client.nodes_manager.gate.set()
+    await asyncio.gather(*waiting[1:])
+    assert client.nodes_manager.read == 2
+    await routes.refresh()
+    assert client.nodes_manager.read == 3
+
+
+async def test_refresh_fails(routes: ClusterRoutes, client: Client) -> None:
+    """A reading that fails tells all who waited, leaves the topology stale, and is tried again by the next."""
+    routes.heed("", OSError("reset"))
+    client.nodes_manager.failures.append(exceptions.RedisClusterException("cannot be connected"))
+    results = await asyncio.gather(*(routes.refresh() for _ in range(3)), return_exceptions=True)
+    assert [type(result) for result in results] == [exceptions.RedisClusterException] * 3
+    assert client.nodes_manager.read == 2
+    assert routes.find("1") is None
+    await routes.refresh()
+    assert name_of(routes, 1) == "a:1"
+
+
+async def test_refresh_that_nobody_waits_for(routes: ClusterRoutes, client: Client) -> None:
+    """A reading whose callers are gone goes on, and its failure is no error of anybody's."""
+    errors: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
+    client.nodes_manager.gate.clear()
+    client.nodes_manager.failures.append(OSError("reset"))
+    task = asyncio.ensure_future(routes.refresh())
+    await turns()
+    task.cancel()
+    client.nodes_manager.gate.set()
+    await turns()
+    assert task.cancelled()
+    del task
+    assert errors == []
+
+
+async def test_refresh_is_cancelled_from_outside(routes: ClusterRoutes, client: Client) -> None:
+    """What cancels every task of the loop ends no caller's wait with a cancellation that is not theirs."""
+    client.nodes_manager.gate.clear()
+    waiting = asyncio.ensure_future(routes.refresh())
+    await turns()
+    assert routes._reading is not None
+    routes._reading.cancel()
+    with pytest.raises(exceptions.ConnectionError, match="cancelled from outside"):
+        await waiting
+    client.nodes_manager.gate.set()
+    await routes.refresh()
+
+
+def test_refresh_on_the_next_loop(client: Client) -> None:
+    """A reading that its loop cut short does not hold up the next loop."""
+    routes = ClusterRoutes(client)  # type: ignore[arg-type]
+
+    async def first() -> None:
+        client.nodes_manager.gate = asyncio.Event()
+        task = asyncio.ensure_future(routes.refresh())
+        await turns()
+        assert not task.done()
+
+    async def second() -> None:
+        client.nodes_manager.gate = asyncio.Event()
+        client.nodes_manager.gate.set()
+        await routes.refresh()
+        assert name_of(routes, 1) == "a:1"
+
+    asyncio.run(first())
+    routes.reset(forked=False)
+    asyncio.run(second())
+
+
+# -- connections -----------------------------------------------------------------------------------------------------------
+
+
+async def test_cluster_connections(routes: ClusterRoutes, client: Client) -> None:
+    """A connection of one's own is none of the client's, and does not retry; one that is lent is connected."""
+    node: Any = routes.find("1")
+    own = node.make()
+    assert own.kwargs == {"host": "a:1"}
+    assert own.retry._retries == 0
+    lent = await node.lend()
+    assert lent.connects == 1
+    assert node.node._connections == [lent]
+    assert node.node._free == []
+    await node.take_back(lent)
+    assert node.node._free == [lent]
+
+
+async def test_cluster_connection_that_fails(routes: ClusterRoutes) -> None:
+    """A connection that cannot be made goes back to the client, which has only so many."""
+    node: Any = routes.find("1")
+    lent = await node.lend()
+    lent.failure = OSError("refused")
+    await node.take_back(lent)
+    with pytest.raises(OSError, match="refused"):
+        await node.lend()
+    assert node.node._free == [lent]
+
+
+@pytest.mark.parametrize("forked", [False, True])
+async def test_cluster_reset(routes: ClusterRoutes, forked: bool) -> None:
+    """Connections of another loop are forgotten; those of the parent process are kept from being closed as garbage."""
+    node: Any = routes.find("1")
+    lent = await node.lend()
+    await node.take_back(lent)
+    before = len(inherited)
+    routes.reset(forked=forked)
+    assert node.node._free == node.node._connections == []
+    kept = [connection for taken in inherited[before:] for connection in taken]
+    assert (lent in kept) == forked
+    del inherited[before:]
+
+
+async def test_single() -> None:
+    """A standalone client is one node for all keys, whatever happens; its connections do not retry."""
+    client = Redis(host="nowhere.invalid", port=1, db=3, max_connections=5)
+    routes = routes_of(client)
+    assert isinstance(routes, SingleRoute)
+    assert routes.lendable == 5
+    node = routes.find("k")
+    assert node is routes.find("l") is routes.named("other:1")
+    assert routes.knows(node.name)
+    routes.heed("MOVED", MovedError("1 a:1"))
+    await routes.refresh()
+    assert routes.find("k") is node
+    connection = node.make()
+    assert connection.retry._retries == 0
+    assert connection.db == 3
+    assert connection is not node.make()
+    await client.aclose()
+
+
+@pytest.mark.parametrize("kind", [ConnectionPool, BlockingConnectionPool])
+async def test_single_connection_of_a_pool_that_was_reset(kind: type[ConnectionPool]) -> None:
+    """A connection that its pool does not know any more, from before a reset, may be given back all the same."""
+    pool = kind(host="nowhere.invalid")
+    stranger = pool.make_connection()
+    await SingleRoute(Redis(connection_pool=pool)).find("k").take_back(stranger)
+    assert stranger not in pool._available_connections
+
+
+@pytest.mark.parametrize("kind", [ConnectionPool, BlockingConnectionPool])
+@pytest.mark.parametrize("forked", [False, True])
+async def test_single_reset(kind: type[ConnectionPool], forked: bool) -> None:
+    """The pool forgets what it had; what is the parent's is kept from being closed as garbage."""
+    pool = kind(host="nowhere.invalid")
+    idle = pool.make_connection()
+    pool._available_connections.append(idle)
+    routes = SingleRoute(Redis(connection_pool=pool))
+    before = len(inherited)
+    routes.reset(forked=forked)
+    assert idle not in pool._available_connections
+    assert (len(inherited) > before) == forked
+    del inherited[before:]
+
+
+async def test_other_clients() -> None:
+    """Only redis-py's own clients have routes."""
+    assert routes_of(object()) is None
+    cluster = RedisCluster(host="nowhere.invalid", port=1)
+    assert isinstance(routes_of(cluster), ClusterRoutes)
