@@ -320,7 +320,7 @@ _encoder = json.JSONEncoder(check_circular=False, allow_nan=False)
 _encode = _encoder.encode
 _scan = json.JSONDecoder().raw_decode  # what `encode` wrote has no space around it
 _MAX_DEPTH = 200  # what could be encoded must be decodable from a deeper stack in another process
-_SURROGATE_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
+_SURROGATE_PAIR = "[\ud800-\udbff][\udc00-\udfff]"
 _SURROGATE = "\\ud"  # how every surrogate begins in JSON with ASCII escapes
 _PLAIN = frozenset({int, bool, types.NoneType})
 _SCALARS = frozenset({*_PLAIN, float, str})
@@ -426,5 +426,5 @@ def _require_text(text: str) -> None:
         try:
             text.encode()
         except UnicodeEncodeError:
-            if _SURROGATE_PAIR.search(text):  # JSON has no way to tell it from the one character that it encodes
+            if re.search(_SURROGATE_PAIR, text):  # JSON has no way to tell it from the one character that it encodes
                 raise _InexactError("text with a surrogate pair") from None

@@ -169,6 +169,14 @@ def _ended() -> Exception:
     return exceptions.ConnectionError("the store was closed, or its event loop ended")
 
 
+def _not_written(error: BaseException) -> Exception:
+    return exceptions.ConnectionError(f"nothing could be written: {error!r}")
+
+
+def _no_command(error: Exception) -> Broken:
+    return Broken(StoreError(f"not a command: {error!r}"), sent=False)
+
+
 class Hold:
     """What must end with its channel or with its loop, whichever ends first."""
 
@@ -219,8 +227,27 @@ class Channel:
     def send(self, command: Command, deadline: float) -> asyncio.Future[Any]:
         """Send ``command``; what is returned gives its reply, an error reply, or :class:`Broken`, and raises nothing."""
         future = self._loop.create_future()
-        self.waiting.append((command, future, deadline))
-        self._sending(deadline)
+        wire = self._wire
+        if wire is None or wire.inflight or wire.batch > 1 or wire.paused or self._flushing or self.waiting:
+            self.waiting.append((command, future, deadline))
+            self._sending(deadline)
+            return future
+        # A caller on its own: what `_sending`, `_flush` and `_write` do, without a queue.
+        wire.heard = time.monotonic()
+        if (nearest := min(deadline, wire.heard + self._silence)) < self._timer_at:
+            self._arm(nearest)
+        try:
+            packed = PACK(command)
+        except Exception as error:  # noqa: BLE001 - arguments that are none
+            future.set_result(_no_command(error))
+            return future
+        try:
+            wire.inflight.append((command, future, deadline))
+            wire.transport.write(packed)
+        except BaseException as error:
+            wire.lose(_not_written(error))
+            if not isinstance(error, Exception):
+                raise
         return future
 
     def send_all(self, commands: Sequence[Command], deadline: float) -> list[asyncio.Future[Any]]:
@@ -265,7 +292,7 @@ class Channel:
                 self._write(wire)
         except BaseException as error:
             # What was counted as in flight and never written would let all replies behind it go to the wrong callers.
-            wire.lose(exceptions.ConnectionError(f"nothing could be written: {error!r}"))
+            wire.lose(_not_written(error))
             if not isinstance(error, Exception):
                 raise
 
@@ -280,7 +307,7 @@ class Channel:
                 try:
                     packed = PACK(entry[0])
                 except Exception as error:  # noqa: BLE001 - arguments that are none: their caller is told, not the others
-                    entry[1].set_result(Broken(StoreError(f"not a command: {error!r}"), sent=False))
+                    entry[1].set_result(_no_command(error))
                     continue
                 if entry[0].__class__ is Asking:
                     packed = PACK(("ASKING",)) + packed

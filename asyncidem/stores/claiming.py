@@ -6,8 +6,8 @@ The rules are in :mod:`asyncidem.stores.base`.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
-from typing import Final, Literal, TypeVar
+from collections.abc import Awaitable, Callable
+from typing import Any, Final, Literal, TypeVar
 
 from ..cancellation import linger
 from ..errors import LeaseLostError, StoreError, StoreUnavailableError
@@ -30,7 +30,7 @@ from ..model import (
     matches,
 )
 from .ownership import Ownership, new_token
-from .primitives import Within
+from .primitives import Within, enter_call, leave_call
 
 __all__ = ["MAX_ROUNDS", "Claiming"]
 
@@ -59,26 +59,47 @@ class Claiming(Ownership):
     ) -> Claimed | Replay | InProgress | Mismatch:
         """Do what ``claim`` does, in milliseconds; ``aged`` asks for a replay's time left in the same round trip."""
         stored_key = self._stored(key)
-        lives_ms = max(ttl_ms, lease_ms, MIN_TTL_MS)
-        keeps_ms = max(ttl_ms, MIN_TTL_MS)
-        put = self.put_or_read if aged else self.put_if_absent
-        with Within(self.timeout):
+        lives_ms, keeps_ms = max(ttl_ms, lease_ms, MIN_TTL_MS), max(ttl_ms, MIN_TTL_MS)
+        put: Callable[[str, bytes, int], Awaitable[Any]] = self.put_or_read if aged else self.put_if_absent
+        call = enter_call(self.timeout)  # not `with`, on the way of every call
+        try:
             for _ in range(MAX_ROUNDS):
-                claim = Claimed(key, new_token(), 1, lease_ms, lives_ms, keeps_ms, fingerprint)
-                trail = Trail(claim)
+                owner, now_ms = new_token(), self._now_ms()
+                stamp = now_ms + lease_ms
+                value = self.format.in_progress(owner, now_ms, stamp, lease_ms, lives_ms, 1, fingerprint)
                 sent = self.clock()
-                claim._deadline = sent + lease_ms / 1000
+                deadline = sent + lease_ms / 1000
                 try:
-                    try:
-                        trail.record = True
-                        found = await put(stored_key, self._in_progress(claim), lives_ms)
-                    except Exception as error:  # noqa: BLE001 - as in _call, without its coroutine on the way that most claims go
-                        failure = self._known(error)
-                        trail.record = not isinstance(failure, StoreError) or failure.outcome_unknown
-                        raise failure  # noqa: B904 - its cause is set
-                    if found is None and self.clock() - sent < lease_ms / 3000:
-                        return claim
-                    outcome = await self._weigh(stored_key, trail, found, sent)
+                    found: Any = await put(stored_key, value, lives_ms)
+                except BaseException as error:  # noqa: BLE001 - it is raised again, or what it means
+                    failure = self._known(error) if isinstance(error, Exception) else error
+                    trail = Trail(Claimed(key, owner, 1, lease_ms, lives_ms, keeps_ms, fingerprint, stamp, deadline))
+                    trail.record = not isinstance(failure, StoreError) or failure.outcome_unknown
+                    await self._abandon(stored_key, trail, failure)
+                    raise failure  # noqa: B904 - its cause is set
+                # Most calls have won now, or found what was completed; all others are weighed.
+                if found is None:
+                    if self.clock() - sent < lease_ms / 3000:
+                        return Claimed(key, owner, 1, lease_ms, lives_ms, keeps_ms, fingerprint, stamp, deadline)
+                    stored: Stored | None = None
+                else:
+                    stored = found if aged else Stored(found, LEFT_UNKNOWN)
+                    assert stored is not None
+                    record = self.format.parse_completed(key, *stored)
+                    if record is not None:
+                        if len(stored.value) >= LARGE:
+                            await asyncio.sleep(
+                                0
+                            )  # to parse it took long, to decode it will: others have a turn between
+                        decision = decide(
+                            record, stored.left_ms, owner=owner, fingerprint=fingerprint, now_ms=now_ms, aged=aged
+                        )
+                        assert isinstance(decision, Replay | Mismatch)
+                        return decision
+                trail = Trail(Claimed(key, owner, 1, lease_ms, lives_ms, keeps_ms, fingerprint, stamp, deadline))
+                trail.record = stored is None
+                try:
+                    outcome = await self._weigh(stored_key, trail, stored, sent)
                 except LeaseLostError:
                     continue
                 except BaseException as error:
@@ -86,27 +107,25 @@ class Claiming(Ownership):
                     raise
                 if outcome is not None:
                     return outcome
+        finally:
+            leave_call(call)
         return InProgress(lease_ms / 1000)
 
     async def _weigh(
-        self, key: str, trail: Trail, found: Stored | bytes | None, sent: float
+        self, key: str, trail: Trail, stored: Stored | None, sent: float
     ) -> Claimed | Replay | InProgress | Mismatch | None:
         """Say what a claim found, or make sure of one that came late; None if the key changed meanwhile.
 
         Before each write ``trail`` says that it may happen; after a reply that knows, whether it did.
         """
         claim = trail.claim
-        won = found is None
-        if found is not None:
-            trail.record = False
-            stored = Stored(found, LEFT_UNKNOWN) if isinstance(found, bytes) else found
+        won = stored is None
+        if stored is not None:
             decision: Decision | Claimed | None = self._judge(trail, stored, aged=False)
             if isinstance(decision, Unaged):
                 decision = await self._look(key, trail)
             if isinstance(decision, Orphan):
                 decision = await self._take_over(key, trail)
-            if isinstance(decision, Replay) and len(stored.value) >= LARGE:
-                await asyncio.sleep(0)  # it took long to parse, and takes long to decode: others have a turn between
             if decision is None or isinstance(decision, Replay | InProgress | Mismatch):
                 return decision
             won = isinstance(decision, Claimed)

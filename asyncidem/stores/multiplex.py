@@ -18,7 +18,7 @@ from .channel import Asking, Broken, Channel
 from .link import Command, PoolLink, Progress, Script, WireLink, forks
 from .primitives import Within, call_deadline
 from .refusals import refusal
-from .routes import Node, Routes, inherited
+from .routes import Node, Routes, SingleRoute, inherited
 from .wire import NotMultiplexableError
 
 __all__ = ["MultiplexedLink"]
@@ -36,6 +36,7 @@ class MultiplexedLink(WireLink):
         super().__init__(routes, timeout)
         self._channels: dict[str, Channel] = {}
         self._large: dict[str, Channel] = {}
+        self._only: Channel | None = None  # where all keys go that are not large, if there is but one node
         self._plain: PoolLink | None = None
 
     def reset(self, *, forked: bool = False) -> None:
@@ -43,7 +44,7 @@ class MultiplexedLink(WireLink):
         super().reset(forked=forked)
         if forked:
             inherited.extend((self._channels, self._large))
-        self._channels, self._large = {}, {}
+        self._channels, self._large, self._only = {}, {}, None
 
     async def aclose(self) -> None:
         """End all connections."""
@@ -51,7 +52,7 @@ class MultiplexedLink(WireLink):
         if self._plain is not None:
             await self._plain.aclose()
         channels = (*self._channels.values(), *self._large.values())
-        self._channels, self._large = {}, {}
+        self._channels, self._large, self._only = {}, {}, None
         for channel in channels:
             await channel.aclose()
 
@@ -66,7 +67,13 @@ class MultiplexedLink(WireLink):
         channel = self._at_once(key, large=False)
         failed: tuple[Exception, Progress] | None = None
         if channel is not None:
-            replies = await _replies(channel, commands, deadline)
+            if len(commands) == 1:
+                reply = await channel.send(commands[0], deadline)
+                if not isinstance(reply, Exception):
+                    return [reply]
+                replies = [reply]
+            else:
+                replies = await _replies(channel, commands, deadline)
             if (failed := _failure(replies, channel)) is None:
                 return replies
         try:
@@ -98,6 +105,8 @@ class MultiplexedLink(WireLink):
         """Return the channel of ``key``; None if the routes must be read first."""
         if asyncio.get_running_loop() is not self._loop or self._forks != len(forks):
             self._enter()
+        if self._only is not None and not large:
+            return self._only
         node = self._routes.find(key)
         return None if node is None else self._channel(node, large=large)
 
@@ -108,6 +117,8 @@ class MultiplexedLink(WireLink):
             for name in [name for name in channels if not self._routes.knows(name)]:
                 channels.pop(name).end()
             channel = channels[node.name] = Channel(node, asyncio.get_running_loop(), self._silence)
+            if isinstance(self._routes, SingleRoute) and not large:
+                self._only = channel
         channel.node = node  # the same server; a topology that was read again may know another way to it
         return channel
 

@@ -13,7 +13,7 @@ from ..durations import Duration, to_ms
 from ..errors import ConfigurationError, LeaseLostError, StoreUnavailableError
 from ..keys import check_key, lock_of, stored_form
 from ..model import Attributes, Claimed, RecordFormat, matches, owner_of
-from .primitives import Primitives, Within
+from .primitives import Primitives, Within, enter_call, leave_call
 
 __all__ = ["Ownership", "RecordOptions", "StoreOptions", "new_token", "refuse_other"]
 
@@ -93,10 +93,13 @@ class Ownership(Primitives):
 
     async def _settle(self, claim: Claimed, write: Callable[[Claimed], Awaitable[None]]) -> None:
         """Do ``write`` behind the renewal in flight, in one store call; it may be repeated."""
-        with Within(self.timeout):
+        token = enter_call(self.timeout)  # not `with`, on the way of every call
+        try:
             if claim.owner in self._renewals:
                 await self._after_renewal(claim)
             await write(claim)
+        finally:
+            leave_call(token)
 
     def _settle_on(self, claim: Claimed, write: Callable[[Claimed], Awaitable[None]]) -> asyncio.Task[None]:
         """Repeat a write in the background until it is answered, for at most a lease."""

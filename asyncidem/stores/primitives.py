@@ -15,7 +15,7 @@ from ..cancellation import LINGER, within_loop
 from ..errors import IdempotencyError, StoreUnavailableError
 from ..model import LEFT_UNKNOWN, Stored, Swap
 
-__all__ = ["Primitives", "Within", "call_deadline"]
+__all__ = ["Primitives", "Within", "call_deadline", "enter_call", "leave_call"]
 
 T = TypeVar("T")
 
@@ -23,8 +23,21 @@ call_deadline: ContextVar[float | None] = ContextVar("asyncidem_call_deadline", 
 """When the store call that is running must have its answer, on ``time.monotonic``; primitives may look at it."""
 
 
+def enter_call(seconds: float) -> Token[float | None]:
+    """Begin a store call: its primitives share a deadline. A call inside a call keeps the outer one's."""
+    return call_deadline.set(call_deadline.get() or time.monotonic() + seconds)
+
+
+def leave_call(token: Token[float | None]) -> None:
+    """End what ``enter_call`` began."""
+    try:  # noqa: SIM105 - this is on the way of every call, and costs nothing there
+        call_deadline.reset(token)
+    except ValueError:  # closed as garbage in another context, whose deadline is not ours to end
+        pass
+
+
 class Within:
-    """Bounds one store call: its primitives share a deadline. A call inside a call keeps the outer one's."""
+    """Bounds one store call, from ``enter_call`` to ``leave_call``."""
 
     __slots__ = ("_seconds", "_token")
 
@@ -32,16 +45,10 @@ class Within:
         self._seconds = seconds
 
     def __enter__(self) -> None:
-        outer = call_deadline.get()
-        self._token: Token[float | None] = call_deadline.set(
-            time.monotonic() + self._seconds if outer is None else outer
-        )
+        self._token = enter_call(self._seconds)
 
     def __exit__(self, *_: object) -> None:
-        try:  # noqa: SIM105 - this is on the way of every call, and costs nothing there
-            call_deadline.reset(self._token)
-        except ValueError:  # closed as garbage in another context, whose deadline is not ours to end
-            pass
+        leave_call(self._token)
 
 
 class Primitives(ABC):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, Final, Self, Unpack
+from typing import TYPE_CHECKING, Any, Final, Self, Unpack
 
 import redis
 import redis.asyncio
@@ -16,12 +16,14 @@ from ..errors import ConfigurationError, StoreError
 from ..hooks import logger
 from ..model import LARGE, LEFT_UNKNOWN, Stored, Swap
 from .base import Store
-from .guarded import Guarded, RedisClientProtocol
 from .link import Link, PoolLink, Script, WireLink
 from .multiplex import MultiplexedLink
 from .ownership import RecordOptions, StoreOptions
 from .refusals import refusal
 from .routes import routes_of
+
+if TYPE_CHECKING:
+    from .guarded import Guarded, RedisClientProtocol
 
 __all__ = ["RedisStore"]
 
@@ -265,6 +267,8 @@ class RedisStore(Store):
 
     def _fall_back(self, why: str) -> None:
         if self._plain is None:
+            from .guarded import Guarded  # noqa: PLC0415 - few need it, and all would wait for its import
+
             self._plain = Guarded(self._client, self._link)
             self._direct = None
             self.lock_blocks_writes = True

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Any, Final, Protocol
+from abc import ABC, abstractmethod
+from typing import Any, Final
 
 import redis.asyncio
 from redis import exceptions
@@ -23,60 +24,60 @@ would take the parent's socket out of the event queue that both processes share.
 """
 
 
-class Node(Protocol):
+class Node(ABC):
     """A server."""
 
     name: str
 
+    @abstractmethod
     def make(self) -> Any:
         """Return a connection of redis-py's to this server that is the caller's alone, not connected yet."""
-        ...
 
+    @abstractmethod
     async def lend(self) -> Any:
         """Return a connection of the client's pool; it goes back with ``take_back``."""
-        ...
 
+    @abstractmethod
     async def take_back(self, connection: Any) -> None:
         """Give a connection back to the client's pool."""
-        ...
 
 
-class Routes(Protocol):
+class Routes(ABC):
     """Where the commands of a client go."""
 
     lendable: int
     """How many connections to one node the client's pool gives out at a time."""
 
+    @abstractmethod
     def find(self, key: str, /) -> Node | None:
         """Return the node of ``key``; None if ``refresh`` must be awaited first."""
-        ...
 
+    @abstractmethod
     def named(self, name: str, /) -> Node | None:
         """Return the node that a redirection names; None if it is not known, or not any more."""
-        ...
 
+    @abstractmethod
     def knows(self, name: str, /) -> bool:
         """Say whether there still is a node of this name."""
-        ...
 
+    @abstractmethod
     def heed(self, code: str, error: BaseException, /) -> str | None:
         """Learn from what a command met; return the name of the node that is to be asked this once."""
-        ...
 
+    @abstractmethod
     async def refresh(self) -> None:
         """Ask the client for its topology."""
-        ...
 
+    @abstractmethod
     async def aclose(self) -> None:
         """End what reads the topology."""
-        ...
 
+    @abstractmethod
     def reset(self, *, forked: bool) -> None:
         """Forget connections that belong to another loop, or with ``forked`` to the parent process."""
-        ...
 
 
-class PoolNode:
+class PoolNode(Node):
     """The server behind a connection pool: standalone, or the master that Sentinel names."""
 
     name = ""
@@ -98,7 +99,7 @@ class PoolNode:
             await self._pool.release(connection)
 
 
-class SingleRoute:
+class SingleRoute(Routes):
     """All keys are on one server.
 
     Args:
@@ -138,7 +139,7 @@ class SingleRoute:
         self._pool.reset()
 
 
-class ClusterNode:
+class ClusterNode(Node):
     """One node of a cluster."""
 
     def __init__(self, node: Any) -> None:
@@ -164,7 +165,7 @@ class ClusterNode:
         give_back(self.node, connection)
 
 
-class ClusterRoutes:
+class ClusterRoutes(Routes):
     """The client's topology, and what redirections said since it was read.
 
     A MOVED is remembered for its slot alone: reading the whole topology again for each, as a resharding moves slot

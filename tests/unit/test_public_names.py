@@ -159,7 +159,7 @@ def test_stores_have_the_documented_parameters() -> None:
 def test_values_have_the_documented_fields() -> None:
     """Records, claims and operations carry what is documented."""
     record = {"key", "state", "owner", "attempt", "data", "fingerprint", "outcome", "expires_in"}
-    assert record <= set(asyncidem.Record.__slots__)
+    assert record <= set(asyncidem.Record._fields)
     assert {"key", "owner", "attempt"} <= set(asyncidem.Claimed.__slots__)
     operation = {"key", "downstream_key", "attempt", "replayed", "result", "set_result"}
     assert operation <= set(dir(asyncidem.Operation))
