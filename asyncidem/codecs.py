@@ -109,9 +109,9 @@ class JSONCodec(Codec):
     def decode(self, text: str, annotation: Any) -> Any:  # noqa: ARG002 (the contract's name)
         """Return the JSON value of ``text``; ``annotation`` was checked at decoration and is not looked at."""
         try:
-            value, end = _scan(text)
+            value, end = _scan(text, 0)
             return value if end == len(text) else json.loads(text)
-        except (ValueError, RecursionError):
+        except (ValueError, RecursionError, StopIteration):
             return self._decode_carefully(text)
 
     @staticmethod
@@ -318,7 +318,8 @@ def _field_names(value: Any) -> list[str]:
 
 _encoder = json.JSONEncoder(check_circular=False, allow_nan=False)
 _encode = _encoder.encode
-_scan = json.JSONDecoder().raw_decode  # what `encode` wrote has no space around it
+# What `encode` wrote has no space around it.
+_scan: Callable[[str, int], tuple[Any, int]] = cast("Any", json.JSONDecoder()).scan_once
 _MAX_DEPTH = 200  # what could be encoded must be decodable from a deeper stack in another process
 _SURROGATE_PAIR = "[\ud800-\udbff][\udc00-\udfff]"
 _SURROGATE = "\\ud"  # how every surrogate begins in JSON with ASCII escapes

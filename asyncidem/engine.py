@@ -257,15 +257,15 @@ class Engine:
 
     def _settle(self, op: Operation, outcome: Outcomes) -> None:
         """Bring ``op`` to run, or to its replay, as its claim came out."""
-        if isinstance(outcome, Waited):
-            self.tell("waited", op)
-            outcome = outcome.outcome
         if isinstance(outcome, Claimed):
             self._start(op, outcome)
         elif isinstance(outcome, Replay):
             if self._cache is not None:
                 self._cache.put(outcome.record, self.store.clock() - op._asked)
             self._replay(op, outcome.record, "store")
+        elif isinstance(outcome, Waited):
+            self.tell("waited", op)
+            self._settle(op, outcome.outcome)
         elif isinstance(outcome, Mismatch):
             raise self._mismatch(op, outcome)
         else:

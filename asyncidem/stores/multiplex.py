@@ -64,7 +64,10 @@ class MultiplexedLink(WireLink):
         if deadline is None:  # awaited on its own, not by a call of the store
             with Within(self._timeout):
                 return await self.exchange(key, *commands)
-        channel = self._at_once(key, large=False)
+        if asyncio.get_running_loop() is self._loop and self._forks == len(forks) and self._only is not None:
+            channel: Channel | None = self._only
+        else:
+            channel = self._at_once(key, large=False)
         failed: tuple[Exception, Progress] | None = None
         if channel is not None:
             if len(commands) == 1:
