@@ -334,7 +334,6 @@ class RecordFormat:
     def completed(
         self,
         owner: str,
-        *,
         now_ms: int,
         ttl_ms: int,
         data: str | None,

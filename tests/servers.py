@@ -283,6 +283,8 @@ class Cluster:
             self._until(lambda: all("cluster_state:ok\r" in self._info(node) for node in self.nodes))
             replicated = "state=online"
             self._until(lambda: all(replicated in node.text("INFO", "replication") for node in self.nodes[:masters]))
+            # Until every node knows the replicas, clients may be told to change their minds.
+            self._until(lambda: all(node.text("CLUSTER", "NODES").count("slave") == masters for node in self.nodes))
         except BaseException:
             self.stop()
             raise

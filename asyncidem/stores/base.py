@@ -48,7 +48,6 @@ from ..durations import MAX_MS, Duration, to_ms
 from ..errors import ConfigurationError, LeaseLostError, StoreError, StoreUnavailableError
 from ..keys import check_key, lock_of
 from ..model import (
-    LARGE,
     MIN_TTL_MS,
     Attributes,
     Claimed,
@@ -263,32 +262,12 @@ class Store(Claiming):
         claim._settled = "completed"
         ttl_ms = claim._ttl_ms if ttl_ms is None else max(ttl_ms, MIN_TTL_MS)
         try:
-            await self._insist(claim, functools.partial(self._complete, data, ttl_ms, outcome, error))
+            await self._insist(claim, functools.partial(self._write_completion, data, ttl_ms, outcome, error))
         except StoreUnavailableError:
             raise  # it is repeated in the background, and this claim completes with nothing else
         except StoreError:
             claim._completion = None  # refused, so nothing of it is there: another may be tried
             raise
-
-    async def _complete(
-        self, data: str | None, ttl_ms: int, outcome: Outcome | None, error: str | None, claim: Claimed
-    ) -> None:
-        if claim._completion is None:
-            if data is not None and len(data) >= LARGE:
-                await asyncio.sleep(0)  # it took long to encode, and takes long to wrap: others have a turn between
-            # Kept: what is repeated must be the same bytes, with the ttl that they tell.
-            value = self.format.completed(
-                claim.owner,
-                now_ms=self._now_ms(),
-                ttl_ms=ttl_ms,
-                data=data,
-                fingerprint=claim._fingerprint,
-                attempt=claim.attempt,
-                outcome=outcome,
-                error=error,
-            )
-            claim._completion = value, ttl_ms
-        await self._write_completion(claim, *claim._completion)
 
     async def _fence_off(self, key: str, stored_key: str, stored: Stored) -> bool:
         """Delete exactly what was read, or put an orphan of nobody in its place; say whether it was still there."""

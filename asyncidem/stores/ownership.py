@@ -12,7 +12,7 @@ from ..cancellation import linger
 from ..durations import Duration, to_ms
 from ..errors import ConfigurationError, LeaseLostError, StoreUnavailableError
 from ..keys import check_key, lock_of, stored_form
-from ..model import Attributes, Claimed, RecordFormat, matches, owner_of
+from ..model import LARGE, Attributes, Claimed, Outcome, RecordFormat, matches, owner_of
 from .primitives import Primitives, Within, enter_call, leave_call
 
 __all__ = ["Ownership", "RecordOptions", "StoreOptions", "new_token", "refuse_other"]
@@ -93,13 +93,13 @@ class Ownership(Primitives):
 
     async def _settle(self, claim: Claimed, write: Callable[[Claimed], Awaitable[None]]) -> None:
         """Do ``write`` behind the renewal in flight, in one store call; it may be repeated."""
-        token = enter_call(self.timeout)  # not `with`, on the way of every call
+        call = enter_call(self.timeout)  # not `with`, on the way of every call
         try:
             if claim.owner in self._renewals:
                 await self._after_renewal(claim)
             await write(claim)
         finally:
-            leave_call(token)
+            leave_call(call)
 
     def _settle_on(self, claim: Claimed, write: Callable[[Claimed], Awaitable[None]]) -> asyncio.Task[None]:
         """Repeat a write in the background until it is answered, for at most a lease."""
@@ -119,15 +119,28 @@ class Ownership(Primitives):
             self._settle_on(claim, write)
             raise
 
-    async def _write_completion(self, claim: Claimed, value: bytes, ttl_ms: int) -> None:
-        key = self._stored(claim.key)
-        fence = self.format.fence(claim.owner)
-        swap = await self._call(self.swap(key, fence, value, ttl_ms, exact=False, or_absent=True))
-        if not swap.written and not matches(swap.found, self.format.own_completion(claim.owner), exact=False):
+    async def _write_completion(
+        self, data: str | None, ttl_ms: int, outcome: Outcome | None, error: str | None, claim: Claimed
+    ) -> None:
+        if claim._completion is None and data is not None and len(data) >= LARGE:
+            await asyncio.sleep(0)  # it took long to encode, and takes long to wrap: others have a turn between
+        key, owner = self._stored(claim.key), claim.owner
+        if claim._completion is None:
+            # Kept: what is repeated must be the same bytes, with the ttl that they tell.
+            value = self.format.completed(
+                owner, self._now_ms(), ttl_ms, data, claim._fingerprint, claim.attempt, outcome, error
+            )
+            claim._completion = value, ttl_ms
+        value, ttl_ms = claim._completion
+        try:
+            swap = await self.swap(key, self.format.fence(owner), value, ttl_ms, exact=False, or_absent=True)
+        except Exception as failed:  # noqa: BLE001 - as in _call
+            raise self._known(failed)  # noqa: B904 - its cause is set
+        if not swap.written and not matches(swap.found, self.format.own_completion(owner), exact=False):
             claim._settled = "lost"
             raise LeaseLostError(claim.key, _who(swap.found))
         if self.lock_blocks_writes:
-            await self._call(self.remove(lock_of(key), claim.owner.encode(), exact=True))
+            await self._call(self.remove(lock_of(key), owner.encode(), exact=True))
 
     async def _write_renewal(self, claim: Claimed) -> None:
         fence, value, sent = self.format.fence(claim.owner), self._in_progress(claim), self.clock()

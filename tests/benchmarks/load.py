@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from operator import truediv
 from typing import Any, Final
 
-from benchmarks.clusters import cluster
 from benchmarks.figures import BARE, OURS, Measured, Series, Spread, percentile
 from benchmarks.figures import Side as Figures
 from benchmarks.harness import fresh_keys, interleaved
 from benchmarks.sides import SMALL, Decorated, Side, Target, bare_for, large, opened
 from benchmarks.stage import Stage
+
+from servers import Cluster
 
 LEVELS: Final = (8, 64, 256, 1024)
 COMPARED: Final = 64
@@ -74,14 +75,16 @@ async def _at_levels(
 
 def on_a_cluster(stage: Stage) -> dict[str, Measured]:
     """First calls on three primaries with a replica each; bare is redis-py's cluster client."""
-    with cluster(stage.kind, stage.directory / "cluster") as nodes:
+    # A busy machine must not fail over in the middle of a sample.
+    options = ("--cluster-replica-no-failover", "yes")
+    with Cluster(stage.kind, stage.directory / "cluster", *options) as cluster:
 
         async def flush() -> None:
-            for node in nodes[: len(nodes) // 2]:
+            for node in cluster.masters:
                 node.command("FLUSHALL")
 
         async def run() -> Series:
-            target = Target(nodes[0].url, cluster=True)
+            target = Target(cluster.url, cluster=True)
             bare = await bare_for(target, SMALL)
             async with opened([bare, Decorated()], target, COMPARED) as states:
                 return await _at_levels(states, (8, COMPARED), stage, flush)
