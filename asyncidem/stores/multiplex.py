@@ -99,6 +99,8 @@ class MultiplexedLink(WireLink):
             if not isinstance(reply, Exception):
                 return reply
             failed = _failure([reply], channel)
+            if refusal(reply) == "NOSCRIPT":
+                self._loaded.discard(script.sha)  # the next try brings its source
         try:
             return await self.step(functools.partial(self._talk_script, script, key, args, large=large), failed)
         except NotMultiplexableError as error:

@@ -159,7 +159,7 @@ class RedisStore(Store):
         return self
 
     async def aclose(self) -> None:
-        """Close the store, and the client if the store made it."""
+        """Close the store, and the client if the store made it. Used again, it makes new connections."""
         await super().aclose()
         await self._link.aclose()
         if self._owns_client:
