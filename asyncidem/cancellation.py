@@ -63,7 +63,7 @@ async def _until_loop_ends(task: asyncio.Task[Any]) -> AsyncGenerator[None]:
     try:
         yield
     finally:
-        if asyncio.current_task() is not task:
-            while not task.done():
-                task.cancel()
-                await asyncio.sleep(0)
+        ending = asyncio.current_task() is not task
+        while ending and not task.done():
+            task.cancel()
+            await asyncio.sleep(0)

@@ -3,6 +3,8 @@
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from asyncidem import ConfigurationError, Record, Replay, State, StoreError, StoreUnavailableError
 from asyncidem.model import LEFT_UNKNOWN, Attributes, RecordFormat, matches, owner_of
@@ -220,3 +222,42 @@ def test_matches(value: bytes | None, expected: bytes, exact: bool, result: bool
 def test_owner_of(value: bytes, owner: str | None) -> None:
     """The owner is read off the first bytes of a record of ours, and of nothing else."""
     assert owner_of(value) == owner
+
+
+COMPLETED = FORMAT.completed(OWNER, 1_700_000_000_000, 60_000, '{"receipt": "r-1"}', "ab" * 16, 1)
+
+
+@given(
+    data=st.text(), fingerprint=st.none() | st.text("0123456789abcdef", min_size=32, max_size=32), left=st.integers(0)
+)
+def test_short_way_of_a_replay(data: str, fingerprint: str | None, left: int) -> None:
+    """A completed record as it is written here is read the short way, and says what the long way says."""
+    value = FORMAT.completed(OWNER, 1_700_000_000_000, 60_000, data, fingerprint, 1)
+    record = FORMAT.parse_completed("k", value, left)
+    assert record == Record(
+        "k", State.COMPLETED, OWNER, 1, data, fingerprint, None, left / 1000, expiration=1_700_000_060
+    )
+    assert FORMAT.parse("k", value.replace(b'", "status"', b'" , "status"'), left) == record
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        COMPLETED[:70],
+        COMPLETED[:-1],
+        COMPLETED + b" ",
+        COMPLETED.replace(b"r-1", "r-\u00e9".encode()),
+        COMPLETED.replace(b"r-1", b"r-\n"),
+        COMPLETED[:-1] + b', "attempt": 2}',
+        COMPLETED[:-1] + b', "status": "INPROGRESS"}',
+        COMPLETED.replace(OWNER.encode(), b"0" * 20 + b'", "x": "012'),
+        COMPLETED.replace(b'"owner"', b'"OWNER"'),
+        FORMAT.completed(OWNER, 1, 60_000, None, None, 1, "too_large"),
+        FORMAT.in_progress(OWNER, 1, 2, 3, 4, 1, None),
+        b"",
+    ],
+    ids=range(12),
+)
+def test_long_way_of_all_else(value: bytes) -> None:
+    """Whatever else begins like a completed record is left to the parser."""
+    assert FORMAT.parse_completed("k", value, None) is None

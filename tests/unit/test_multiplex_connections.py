@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from redis import exceptions
 
+from asyncidem import StoreError
 from asyncidem.stores.channel import Broken, Channel
 from asyncidem.stores.wire import NotMultiplexableError
 
@@ -374,6 +375,42 @@ async def test_write_that_fails(node: FakeNode, error: BaseException) -> None:
     for future in (first, *futures):
         assert (await broken(future)).sent
     assert await again == b"again"
+    await channel.aclose()
+
+
+@pytest.mark.parametrize("error", [MemoryError(), KeyboardInterrupt()], ids=["no memory", "interrupted"])
+async def test_lone_write_that_fails(node: FakeNode, error: BaseException) -> None:
+    """So does the write of a caller on its own."""
+    channel = await connected(node)
+    transport = node.transport
+
+    def write(_: bytes) -> None:
+        raise error
+
+    transport.write = write  # type: ignore[method-assign]
+    if isinstance(error, Exception):
+        assert (await broken(channel.send(("LONE",), FAR))).sent
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            channel.send(("LONE",), FAR)
+    assert transport.aborted
+    again = channel.send(("AGAIN",), FAR)
+    await turns()
+    node.transport.reply(b"+again\r\n")
+    assert await again == b"again"
+    await channel.aclose()
+
+
+async def test_lone_command_that_is_none(node: FakeNode) -> None:
+    """What cannot be packed is its caller's error, and leaves the connection to the next."""
+    channel = await connected(node)
+    failure = await broken(channel.send((object(),), FAR))  # type: ignore[arg-type]
+    assert isinstance(failure.error, StoreError)
+    assert not failure.sent
+    again = channel.send(("AGAIN",), FAR)
+    node.transport.reply(b"+again\r\n")
+    assert await again == b"again"
+    assert len(node.connections) == 1
     await channel.aclose()
 
 
