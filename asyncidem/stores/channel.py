@@ -169,6 +169,11 @@ def _ended() -> Exception:
     return exceptions.ConnectionError("the store was closed, or its event loop ended")
 
 
+async def _let_go() -> None:
+    await asyncio.sleep(0)  # the transport lets its socket go in the next turn
+    await asyncio.sleep(0)  # and one of TLS in the turn after it
+
+
 def _not_written(error: BaseException) -> Exception:
     return exceptions.ConnectionError(f"nothing could be written: {error!r}")
 
@@ -191,11 +196,11 @@ class Hold:
         try:
             yield
         finally:
-            self.ended = True  # no task of a loop that ends makes another connection
+            closed, self.ended = self.ended, True  # no task of a loop that ends makes another connection
             if self.wire is not None:
                 self.wire.lose(_ended())
-            await asyncio.sleep(0)  # the transport lets its socket go in the next turn
-            await asyncio.sleep(0)  # and one of TLS in the turn after it
+            if not closed:  # closed by its channel it takes no turn, and never is in the way of the end of the loop
+                await _let_go()
 
 
 class Channel:
@@ -378,6 +383,7 @@ class Channel:
         if self._guard is not None:
             with contextlib.suppress(RuntimeError):  # the end of the loop is closing it
                 await self._guard.aclose()
+            await _let_go()
 
     def _fail_waiting(self, error: Exception) -> None:
         waiting = list(self.waiting)

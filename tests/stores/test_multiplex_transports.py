@@ -271,6 +271,13 @@ class Watch:
         except OSError:
             return ""
 
+    def promoted(self) -> bool:
+        """Say whether the replica is the master now; Sentinel cuts the connections of the node that it promotes."""
+        try:
+            return "role:master" in self.replica.text("INFO", "replication")
+        except (OSError, RuntimeError):
+            return False
+
     def until(self, condition: Callable[[], bool]) -> None:
         """Wait until something is so."""
         deadline = time.monotonic() + READY_WITHIN
@@ -301,7 +308,7 @@ async def test_sentinel(tmp_path_factory: pytest.TempPathFactory) -> None:
             assert watch.ask("SENTINEL", "FAILOVER", "payments") == "+OK"
             done = 0
             async with asyncio.timeout(READY_WITHIN):
-                while "role:master" not in watch.replica.text("INFO", "replication"):
+                while not watch.promoted():
                     await asyncio.gather(*(idem.run(f"in {done} {n}", asyncio.sleep, 0, n) for n in range(5)))
                     done += 1
             # What Sentinel does some seconds later: until then the old master takes writes that it will forget.
