@@ -117,9 +117,8 @@ class MultiplexedWire(Wire):
                     future.set_result(reply)
                 del inflight[0]  # not before it has its reply: an interruption between the two would leave it without
                 count += 1
-        except (
-            BaseException
-        ) as error:  # bytes that are no replies, a reply to nothing, an error that redis-py cannot read
+        except BaseException as error:
+            # Bytes that are no replies, a reply to nothing, an error that redis-py cannot read, an interruption.
             self.lose(exceptions.InvalidResponse(f"the server's replies are out of step: {error!r}"))
             if not isinstance(error, Exception):
                 raise

@@ -88,9 +88,7 @@ class Claiming(Ownership):
                     record = self.format.parse_completed(key, *stored)
                     if record is not None:
                         if len(stored.value) >= LARGE:
-                            await asyncio.sleep(
-                                0
-                            )  # to parse it took long, to decode it will: others have a turn between
+                            await asyncio.sleep(0)  # parsed; before it is decoded others have a turn
                         decision = decide(
                             record, stored.left_ms, owner=owner, fingerprint=fingerprint, now_ms=now_ms, aged=aged
                         )

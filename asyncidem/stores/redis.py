@@ -35,17 +35,21 @@ class RedisStore(Store):
     """An idempotency store on Redis or Valkey, or on any client that offers ``get``, ``set`` and ``delete``.
 
     On Redis 7.0+ and Valkey a first call costs two round trips (claim and completion), a replay one, a duplicate of a
-    running call at most two. Below 7.0 a script stands in for ``SET NX GET``. A server without scripts, a client that
-    is not redis-py's, and for now a cluster client get the same primitives guarded by a lock
-    (:mod:`asyncidem.stores.guarded`); a log line says so once.
+    running call at most two. Below 7.0 a script stands in for ``SET NX GET``. A server without scripts and a client that
+    is not redis-py's get the same primitives guarded by a lock (:mod:`asyncidem.stores.guarded`); a log line says so once.
+
+    All commands for a node go over one connection, made as the client makes its own, and large results over a second one
+    (:mod:`asyncidem.stores.multiplex`). They are no part of the client's pool.
 
     A store belongs to one event loop at a time. Used from the next one after that has ended, or after a fork, it drops
     the connections of the old before it sends anything.
 
     Args:
-        client: a ``redis.asyncio`` client or a :class:`RedisClientProtocol`. The caller owns it, and closes it.
+        client: a ``redis.asyncio`` client (``Redis`` or ``RedisCluster``) or a :class:`RedisClientProtocol`. The caller
+            owns it, and closes it.
         prefix: put before every key.
         timeout: seconds that one call of the store may take; a third of silence drops a connection and repeats.
+        multiplex: False takes a connection of the client's pool for every command instead.
         **options: the further options of :class:`~asyncidem.stores.base.Store`: the names of the record's attributes
             (``status_attr`` and so on), and clocks for tests.
 
@@ -55,7 +59,7 @@ class RedisStore(Store):
 
     def __init__(
         self,
-        client: redis.asyncio.Redis | RedisClientProtocol,
+        client: redis.asyncio.Redis | redis.asyncio.RedisCluster | RedisClientProtocol,
         *,
         prefix: str = "asyncidem:",
         timeout: Duration = 5,
