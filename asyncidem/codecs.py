@@ -7,6 +7,7 @@ values.
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import re
@@ -15,7 +16,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import fields, is_dataclass
 from datetime import datetime
-from itertools import chain
 from typing import Any, cast
 
 from .annotations import UNRESOLVED, label, not_json, return_annotation
@@ -325,10 +325,7 @@ _SURROGATE_PAIR = "[\ud800-\udbff][\udc00-\udfff]"
 _SURROGATE = "\\ud"  # how every surrogate begins in JSON with ASCII escapes
 _PLAIN = frozenset({int, bool, types.NoneType})
 _SCALARS = frozenset({*_PLAIN, float, str})
-_DICT = frozenset({dict})
-_LIST = frozenset({list})
 _CONTAINERS = frozenset({list, dict})
-_TEXT = frozenset({str})
 
 
 def _make_chunks() -> Callable[[object, int], Iterable[str]]:
@@ -345,35 +342,61 @@ def _make_chunks() -> Callable[[object, int], Iterable[str]]:
 _chunks = _make_chunks()
 
 
+def _referents_tell() -> bool:
+    """Say whether ``gc.get_referents`` gives the values of a dict, and with them all its keys if one is no ``str`` itself.
+
+    So does CPython: where all keys are text a dict keeps them apart, and the collector need not see them.
+    """
+    referents: Callable[..., list[Any]] | None = getattr(gc, "get_referents", None)
+    if referents is None:
+        return False
+    likewise = type("", (str,), {})("a")
+    return (
+        sorted(map(str, referents({"a": 1, "b": 2}, [3, 3]))) == ["1", "2", "3", "3"]
+        and all(len(referents({key: 0})) == 2 for key in (1, likewise))
+        and all(len(referents({"b": 0, key: 0})) == 4 for key in (1, likewise))
+    )
+
+
+def _some_hide() -> bool:
+    """Say whether the ``__dict__`` of an object hides its values from the collector, as since Python 3.13."""
+    instance: Any = type("", (), {})()
+    instance.a = 1
+    return not gc.get_referents(vars(instance))
+
+
+_REFERENTS_TELL = _referents_tell()
+_SOME_HIDE = _REFERENTS_TELL and _some_hide()
+
+
 def _is_exact(value: object, *, finite: bool = False) -> bool:
     """Say whether ``value``, which could be encoded, is of JSON's own types throughout, by a look at each level of it.
 
-    That it could be encoded bounds its levels: a value that contains itself never gets here. Surrogates are left to the
-    encoder, and NaN and infinity without ``finite``. False is no answer: :func:`_require_exact` gives it.
+    All that is in a level comes from one call of the collector's: as many as there are items, or a dict has a key that
+    is no text, or hides its values. That it could be encoded bounds the levels: a value that contains itself never gets
+    here. Surrogates are left to the encoder, and NaN and infinity without ``finite``. False is no answer:
+    :func:`_require_exact` gives it.
     """
     kind = type(value)
-    if kind is dict and not finite:  # most results have one level: for these the rest would take longer
-        members = cast("dict[Any, Any]", value)
-        if _SCALARS.issuperset(map(type, members.values())) and _TEXT.issuperset(map(type, members)):
-            return True
     if kind in _SCALARS:
         return not finite or kind is not float or math.isfinite(cast("float", value))
-    level: list[Any] = [value]
+    if not _REFERENTS_TELL or kind not in _CONTAINERS:
+        return False
+    inside = gc.get_referents(value)
+    size = len(cast("dict[str, Any] | list[Any]", value))
     for _ in range(_MAX_DEPTH):
+        if len(inside) != size or (finite and not all(math.isfinite(one) for one in inside if type(one) is float)):
+            return False
+        if _SCALARS.issuperset(map(type, inside)):
+            return True
+        level = [one for one in inside if type(one) not in _SCALARS]
         if not _CONTAINERS.issuperset(map(type, level)):
             return False
-        dicts: list[dict[Any, Any]] = [part for part in level if type(part) in _DICT]
-        lists: list[list[Any]] = [part for part in level if type(part) in _LIST]
-        if [key for part in dicts for key in part if type(key) is not str]:
-            return False
-        if finite:
-            parts = chain(*(part.values() for part in dicts), *lists)
-            if not all(math.isfinite(one) for one in parts if type(one) is float):
-                return False
-        level = [one for part in dicts for one in part.values() if type(one) not in _SCALARS]
-        level += [one for part in lists for one in part if type(one) not in _SCALARS]
-        if not level:
-            return True
+        size = sum(map(len, level))
+        # What one dict hides another, with keys that are no text, could make up for: a copy hides nothing.
+        inside = gc.get_referents(
+            *([one.copy() if type(one) is dict else one for one in level] if _SOME_HIDE else level)
+        )
     return False
 
 

@@ -128,12 +128,14 @@ class Engine:
         except BaseException as error:
             await self.fail(op, error)
             raise
-        await self.finish(op, result)
+        completing = self._returned(op, result)
+        if completing is not None:
+            await completing
         return result
 
     async def begin(self, op: Operation) -> None:
         """Bring ``op`` to run, or to its replay; raise why it does neither."""
-        # The same lines as in `call`, where another coroutine would cost each of many waiters its frame.
+        # The same lines as in `call`, where another coroutine would cost each of many waiters its frame; so in `finish`.
         claiming = self._approach(op)
         if claiming is not None:
             try:
@@ -145,6 +147,12 @@ class Engine:
 
     async def finish(self, op: Operation, result: Any) -> None:
         """Store the result of a handler that returned; raise what its caller must know instead of it."""
+        completing = self._returned(op, result)
+        if completing is not None:
+            await completing
+
+    def _returned(self, op: Operation, result: Any) -> Awaitable[None] | None:
+        """Do what ``finish`` does as far as nothing need be awaited; return what must be, or None if nothing is stored."""
         phase = op._phase
         self._leave(op)
         if phase is Phase.REPLAYED and not op._looked:
@@ -152,7 +160,7 @@ class Engine:
                 f"the block of the operation {op.key!r} ran again for a replay; return op.result if op.replayed"
             )
         if phase is not Phase.RUNNING:
-            return
+            return None
         refused: CodecError | None = None
         data: str | None = None
         codec = op._options.codec
@@ -168,8 +176,10 @@ class Engine:
             refused = CodecError(f"the codec failed to encode the result: {error!r}")
             refused.__cause__ = error
         if refused is None:
-            await self._complete(op, data, None, None, result)
-            return
+            return self._complete(op, data, None, None, result)
+        return self._complete_without(op, result, refused)
+
+    async def _complete_without(self, op: Operation, result: Any, refused: CodecError) -> None:
         refused.result = result
         self.tell("result_unavailable", op, refused)
         await self._complete(op, None, "unavailable", None, result, refused)

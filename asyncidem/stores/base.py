@@ -40,7 +40,7 @@ import asyncio
 import contextlib
 import functools
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Protocol, Self, get_args
 
@@ -192,7 +192,7 @@ class Store(Claiming):
         if claim._settled:
             return  # nothing releases a key whose result is on its way
         claim._settled = "released"
-        await self._insist(claim, self._give_back)
+        await self._settle(claim, self._give_back)
 
     def release_soon(self, claim: Claimed) -> None:
         """Release without waiting, for callers that cannot await; without a running loop the lease ends the claim."""
@@ -253,21 +253,15 @@ class Store(Claiming):
 
     # -- settling ---------------------------------------------------------------------------------------------------
 
-    async def finish(
+    def finish(
         self, claim: Claimed, data: str | None, ttl_ms: int | None, outcome: Outcome | None, error: str | None
-    ) -> None:
-        """Do what ``complete`` does, in milliseconds."""
+    ) -> Awaitable[None]:
+        """Do what ``complete`` does, in milliseconds; what is returned must be awaited at once."""
         if claim._settled in ("released", "lost"):
             raise LeaseLostError(claim.key, f"it is {claim._settled}, and its token is never used again")
         claim._settled = "completed"
         ttl_ms = claim._ttl_ms if ttl_ms is None else max(ttl_ms, MIN_TTL_MS)
-        try:
-            await self._insist(claim, functools.partial(self._write_completion, data, ttl_ms, outcome, error))
-        except StoreUnavailableError:
-            raise  # it is repeated in the background, and this claim completes with nothing else
-        except StoreError:
-            claim._completion = None  # refused, so nothing of it is there: another may be tried
-            raise
+        return self._settle(claim, functools.partial(self._write_completion, data, ttl_ms, outcome, error))
 
     async def _fence_off(self, key: str, stored_key: str, stored: Stored) -> bool:
         """Delete exactly what was read, or put an orphan of nobody in its place; say whether it was still there."""

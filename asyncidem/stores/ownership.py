@@ -10,7 +10,7 @@ from typing import TypedDict
 
 from ..cancellation import linger
 from ..durations import Duration, to_ms
-from ..errors import ConfigurationError, LeaseLostError, StoreUnavailableError
+from ..errors import ConfigurationError, LeaseLostError, StoreError, StoreUnavailableError
 from ..keys import check_key, lock_of, stored_form
 from ..model import LARGE, Attributes, Claimed, Outcome, RecordFormat, matches, owner_of
 from .primitives import Primitives, Within, enter_call, leave_call
@@ -91,33 +91,37 @@ class Ownership(Primitives):
         while (flying := self._renewals.get(claim.owner)) is not None:
             await asyncio.wait((flying,))
 
-    async def _settle(self, claim: Claimed, write: Callable[[Claimed], Awaitable[None]]) -> None:
-        """Do ``write`` behind the renewal in flight, in one store call; it may be repeated."""
+    async def _settle(
+        self, claim: Claimed, write: Callable[[Claimed], Awaitable[None]], *, insist: bool = True
+    ) -> None:
+        """Do a write that settles a claim, behind the renewal in flight, in one store call.
+
+        Once a claim settles nobody else speaks for it: with ``insist`` a write of unknown outcome is repeated in the
+        background, and a cancelled caller waits for its end, it does not stop it.
+        """
         call = enter_call(self.timeout)  # not `with`, on the way of every call
         try:
             if claim.owner in self._renewals:
                 await self._after_renewal(claim)
             await write(claim)
+        except asyncio.CancelledError:
+            if insist:
+                await linger(self._settle_on(claim, write))
+            raise
+        except StoreUnavailableError:
+            if insist:
+                self._settle_on(claim, write)  # and this claim completes with nothing else
+            raise
+        except StoreError:
+            if insist:
+                claim._completion = None  # refused, so nothing of it is there: another may be tried
+            raise
         finally:
             leave_call(call)
 
     def _settle_on(self, claim: Claimed, write: Callable[[Claimed], Awaitable[None]]) -> asyncio.Task[None]:
         """Repeat a write in the background until it is answered, for at most a lease."""
-        return self._spawn(functools.partial(self._settle, claim, write), claim._lease_ms / 1000)
-
-    async def _insist(self, claim: Claimed, write: Callable[[Claimed], Awaitable[None]]) -> None:
-        """Do a write that settles a claim; while its outcome is unknown, repeat it in the background.
-
-        Once a claim settles nobody else speaks for it: a cancelled caller waits for the end, it does not stop it.
-        """
-        try:
-            await self._settle(claim, write)
-        except asyncio.CancelledError:
-            await linger(self._settle_on(claim, write))
-            raise
-        except StoreUnavailableError:
-            self._settle_on(claim, write)
-            raise
+        return self._spawn(functools.partial(self._settle, claim, write, insist=False), claim._lease_ms / 1000)
 
     async def _write_completion(
         self, data: str | None, ttl_ms: int, outcome: Outcome | None, error: str | None, claim: Claimed
