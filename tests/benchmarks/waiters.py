@@ -4,9 +4,10 @@ import asyncio
 import contextlib
 import gc
 import time
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, NamedTuple
 
-from benchmarks.figures import OURS, Measured, Side, Spread, percentile, single
+from benchmarks.figures import OURS, Measured, Side, Spread, single
 from benchmarks.harness import Effort, fresh_keys
 from benchmarks.stage import Stage, control, in_a_process, resident, round_trips
 
@@ -52,17 +53,20 @@ def waiters(stage: Stage) -> dict[str, Measured]:
     trips = {number: asyncio.run(_trips(stage, number)) for number in numbers}
     learnt = asyncio.run(_learnt(stage.server, stage.effort))
     many = stage.effort.waiters
-    crowd = in_a_process(gather_a_crowd, stage.server.url, many)
-    note = "" if many == WAITERS else f"from {many:,} waiters"
+    crowd, bare = in_a_process(gather_a_crowd, stage.server.url, many), in_a_process(gather_bare_tasks, many)
+    scale = WAITERS / many
+    note = "" if many == WAITERS else f"from {many:,} waiters; "
+    floor = f"as many bare tasks, three coroutines deep: {bare.megabytes * scale:.0f} MB, {bare.lag * 1e3:.0f} ms"
     return {
         "waiters_first": _most({number: float(found.first) for number, found in trips.items()}),
         "waiters_later": _most({number: found.later for number, found in trips.items()}),
         "waiters_learn": single(learnt, "x allowed"),
-        "waiters_memory": single([crowd.megabytes * WAITERS / many], "MB", note=note),
+        "waiters_memory": single([crowd.megabytes * scale], "MB", note=note + floor),
         "waiters_lag": single(
             [crowd.lag * 1e3],
             "ms",
-            note=f"{note}; longest garbage collection {crowd.collection * 1e3:.0f} ms".lstrip("; "),
+            note=f"{note}longest garbage collection {crowd.collection * 1e3:.0f} ms, of the bare tasks "
+            f"{bare.collection * 1e3:.0f} ms",
         ),
     }
 
@@ -146,41 +150,93 @@ def gather_a_crowd(url: str, number: int) -> Crowd:
     return asyncio.run(_crowd(url, number))
 
 
-async def _crowd(url: str, number: int) -> Crowd:
-    owner, store = await _pair(url)
-    lags, collections = [0.0], [0.0]
-    loop = asyncio.get_running_loop()
+def gather_bare_tasks(number: int) -> Crowd:
+    """Let as many tasks await a future each, as deep in coroutines as a waiter does; in a process of its own."""
+    return asyncio.run(_bare_crowd(number))
 
-    async def watch() -> None:
+
+class _Watched:
+    """The longest lag of the loop and the longest garbage collection, while it is entered."""
+
+    def __init__(self) -> None:
+        self.lag = self.collection = 0.0
+        self._begun = 0.0
+
+    async def __aenter__(self) -> "_Watched":
+        gc.collect()
+        self._task = asyncio.create_task(self._watch())
+        gc.callbacks.append(self._collected)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.sleep(0.1)
+        self._task.cancel()
+        gc.callbacks.remove(self._collected)
+
+    async def _watch(self) -> None:
+        loop = asyncio.get_running_loop()
         while True:
             due = loop.time() + TICK
             await asyncio.sleep(TICK)
-            lags.append(loop.time() - due)
+            self.lag = max(self.lag, loop.time() - due)
 
-    def collected(phase: str, _: dict[str, int]) -> None:
-        collections.append(-time.perf_counter() if phase == "start" else time.perf_counter() + collections.pop())
+    def _collected(self, phase: str, _: dict[str, int]) -> None:
+        now = time.perf_counter()
+        if phase == "start":
+            self._begun = now
+        else:
+            self.collection = max(self.collection, now - self._begun)
 
+
+async def _started(number: int, start: Callable[[], Coroutine[Any, Any, Any]]) -> list[asyncio.Task[Any]]:
+    tasks: list[asyncio.Task[Any]] = []
+    while len(tasks) < number:
+        tasks += [asyncio.create_task(start()) for _ in range(TURN)]
+        await asyncio.sleep(0)
+    await asyncio.sleep(1)
+    return tasks
+
+
+async def _all_done(tasks: list[asyncio.Task[Any]]) -> None:
+    while not tasks[-1].done() or not all(task.done() for task in tasks[::TURN]):
+        await asyncio.sleep(0.01)
+    assert all(task.result() == 1 for task in tasks)
+
+
+async def _crowd(url: str, number: int) -> Crowd:
+    owner, store = await _pair(url)
     try:
         idem, (key,) = Idempotency(store, wait=600), fresh_keys(1)
         claim: Any = await owner.claim(key, lease=600)
-        gc.collect()
-        before = resident()
-        watching = loop.create_task(watch())
-        gc.callbacks.append(collected)
-        tasks: list[asyncio.Task[Any]] = []
-        while len(tasks) < number:
-            tasks += [loop.create_task(idem.run(key, _handler)) for _ in range(TURN)]
-            await asyncio.sleep(0)
-        await asyncio.sleep(1)
-        grown = resident() - before
-        await owner.complete(claim, "1")
-        while not tasks[-1].done() or not all(task.done() for task in tasks[::TURN]):
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.1)
-        watching.cancel()
-        gc.callbacks.remove(collected)
-        assert all(task.result() == 1 for task in tasks)
+        async with _Watched() as watched:
+            before = resident()
+            tasks = await _started(number, lambda: idem.run(key, _handler))
+            grown = resident() - before
+            await owner.complete(claim, "1")
+            await _all_done(tasks)
     finally:
         await store.aclose()
         await owner.aclose()
-    return Crowd(grown, max(lags), percentile(collections, 1.0))
+    return Crowd(grown, watched.lag, watched.collection)
+
+
+async def _bare_crowd(number: int) -> Crowd:
+    futures: list[asyncio.Future[int]] = []
+
+    async def wait(deeper: int) -> int:
+        if deeper:
+            return await wait(deeper - 1)
+        future = asyncio.get_running_loop().create_future()
+        futures.append(future)
+        return await future
+
+    async with _Watched() as watched:
+        before = resident()
+        tasks = await _started(number, lambda: wait(2))
+        grown = resident() - before
+        for index, future in enumerate(futures):
+            future.set_result(1)
+            if index % TURN == 0:
+                await asyncio.sleep(0)
+        await _all_done(tasks)
+    return Crowd(grown, watched.lag, watched.collection)
