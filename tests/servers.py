@@ -250,6 +250,8 @@ class Cluster:
     def __init__(self, kind: str, directory: Path, *args: str, masters: int = 3) -> None:
         """Prepare servers of `kind` that keep their files below `directory`; `args` go to their command lines."""
         args = ("--cluster-enabled", "yes", "--cluster-node-timeout", "500", "--appendonly", "no", *args)
+        # A replica that asks is served at once: by default a master waits five seconds for others.
+        args = ("--repl-diskless-sync-delay", "0", *args)
         self.nodes = [Server(kind, directory / str(number), *args) for number in range(2 * masters)]
 
     @property
@@ -289,6 +291,19 @@ class Cluster:
             self.stop()
             raise
         return self
+
+    def grow(self) -> Server:
+        """Add a master that serves no slot yet, and return it once all know it."""
+        first = self.nodes[0]
+        node = Server(first.kind, first.directory.parent / str(len(self.nodes)), *first.args)
+        node.start()
+        self.nodes.append(node)
+        self._do(node, "SET-CONFIG-EPOCH", str(100 + len(self.nodes)))
+        self._do(first, "MEET", HOST, str(node.port))
+        known = f"cluster_known_nodes:{len(self.nodes)}\r"
+        self._until(lambda: all(known in self._info(other) for other in self.nodes if other.alive))
+        self._until(lambda: "cluster_state:ok\r" in self._info(node))
+        return node
 
     def stop(self) -> None:
         """Kill all nodes: nothing of them is kept."""

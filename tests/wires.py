@@ -247,6 +247,7 @@ class FakeRoutes:
     """Routes to nodes in memory: all keys to the first, redirections to whichever they name."""
 
     lendable = 4
+    tls = cluster = False
 
     def __init__(self, *nodes: FakeNode) -> None:
         self.nodes = {node.name: node for node in nodes}
@@ -266,14 +267,14 @@ class FakeRoutes:
     def knows(self, name: str) -> bool:
         return name in self.nodes
 
-    def heed(self, code: str, error: BaseException) -> str | None:
+    def heed(self, code: str, error: BaseException, node: object) -> str | None:
         self.heard.append((code, str(error)))
         return self.asks.pop(0) if self.asks else None
 
     async def aclose(self) -> None:
         pass
 
-    async def refresh(self) -> None:
+    async def refresh(self, seconds: float) -> None:
         self.refreshed += 1
         await asyncio.sleep(0)
         self.first = self.after_refresh

@@ -28,7 +28,7 @@ from redis import exceptions
 
 from ..errors import ConfigurationError, IdempotencyError, StoreUnavailableError
 from .primitives import Within, call_deadline
-from .refusals import PASSING, raise_refusal, refusal
+from .refusals import PASSING, raise_refusal, refusal, remedy
 from .routes import Node, Routes
 
 __all__ = ["Command", "Link", "PoolLink", "Progress", "Script", "WireLink", "forks"]
@@ -64,11 +64,13 @@ class Progress:
         sent: whether the server may have seen it; a refusal says that it did, and that nothing was written.
         wrote: whether a command was carried out before the one that was refused.
         ask: the node that is to be asked this once, by the answer of another.
+        node: the node that was asked.
     """
 
-    __slots__ = ("ask", "sent", "wrote")
+    __slots__ = ("ask", "node", "sent", "wrote")
 
     def __init__(self, ask: str | None = None) -> None:
+        self.node: Node | None = None
         self.sent = False
         self.wrote = False
         self.ask = ask
@@ -163,7 +165,7 @@ class Link:
             code = refusal(error)
             if isinstance(error, RuntimeError):
                 self.reset()  # connections of a loop that is gone, from before the store had the client
-            ask = self.heed(code, error)
+            ask = self.heed(code, error, progress.node)
             wrote = wrote or progress.wrote
             if not code:
                 unknown = unknown or progress.sent
@@ -176,12 +178,17 @@ class Link:
             if last is not None
             else "; it was over before this command could be sent"
         )
+        advice = "" if last is None else self.advise(last, sent=unknown)
         raise StoreUnavailableError(
-            f"no answer from the server within {self._timeout:g} s{why}", outcome_unknown=unknown or wrote
+            f"no answer from the server within {self._timeout:g} s{why}{advice}", outcome_unknown=unknown or wrote
         ) from last
 
-    def heed(self, code: str, error: Exception) -> str | None:
-        """Learn from what a try met; return the name of the node that is to be asked next, if only once."""
+    def heed(self, code: str, error: Exception, node: Node | None) -> str | None:
+        """Learn from what a try met at ``node``; return the name of the node that is to be asked next, if only once."""
+
+    def advise(self, error: Exception, *, sent: bool) -> str:  # noqa: ARG002 - of a client of the user's nothing is known
+        """Return what to change, where the last error of a call tells."""
+        return ""
 
     def _bounded(self, seconds: float) -> contextlib.AbstractAsyncContextManager[Any]:
         return asyncio.timeout(seconds)
@@ -232,9 +239,13 @@ class WireLink(Link):
         await super().aclose()
         await self._routes.aclose()
 
-    def heed(self, code: str, error: Exception) -> str | None:
+    def heed(self, code: str, error: Exception, node: Node | None) -> str | None:
         """Let the routes learn from it."""
-        return self._routes.heed(code, error)
+        return self._routes.heed(code, error, node)
+
+    def advise(self, error: Exception, *, sent: bool) -> str:
+        """Say it for the kind of connections that the client makes."""
+        return remedy(error, sent=sent, tls=self._routes.tls, cluster=self._routes.cluster)
 
     @abstractmethod
     async def exchange(self, key: str, *commands: Command) -> list[Any]:
@@ -275,10 +286,11 @@ class WireLink(Link):
         if node is None:
             left = (call_deadline.get() or math.inf) - time.monotonic()
             async with asyncio.timeout(min(left, self._silence)):
-                await self._routes.refresh()
+                await self._routes.refresh(self._silence)
             node = self._routes.find(key)
             if node is None:
                 raise exceptions.ClusterDownError("no node of the cluster serves the slot of the key")
+        progress.node = node
         return node
 
 

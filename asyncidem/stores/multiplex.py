@@ -169,6 +169,7 @@ def _failure(replies: list[Any], channel: Channel) -> tuple[Exception, Progress]
     for number, reply in enumerate(replies):
         if isinstance(reply, Exception):
             progress = Progress()
+            progress.node = channel.node
             progress.wrote = number > 0
             if isinstance(reply, Broken):
                 progress.sent = reply.sent

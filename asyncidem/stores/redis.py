@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Self, Unpack
 
 import redis
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import RedisClusterException
 
 from ..durations import Duration, to_ms
 from ..errors import ConfigurationError, StoreError
 from ..hooks import logger
 from ..model import LARGE, LEFT_UNKNOWN, Stored, Swap
 from .base import Store
+from .clients import OwnCluster, OwnSentinel, danger_of, refuse_database, sentinel_addresses
 from .link import Link, PoolLink, Script, WireLink
 from .multiplex import MultiplexedLink
 from .ownership import RecordOptions, StoreOptions
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
 __all__ = ["RedisStore"]
 
 FELL_BACK: Final = object()
+CLUSTER_DEFAULTS: Final[dict[str, Any]] = {"reinitialize_steps": 0, "require_full_coverage": False}
+"""Where the client's own commands are used, a MOVED closes no connection; a slot that nobody serves is its keys' trouble."""
+
 STORE_OPTIONS: Final = frozenset({*StoreOptions.__annotations__, "multiplex"})
 
 
@@ -55,6 +61,9 @@ class RedisStore(Store):
 
     Raises:
         ConfigurationError: the client cannot be used, or an option is not known.
+
+    Warns:
+        UserWarning: an option of the client would harm the store.
     """
 
     def __init__(
@@ -74,8 +83,10 @@ class RedisStore(Store):
             )
         super().__init__(prefix=prefix, timeout=timeout, **options)
         _check_client(client)
+        if danger := danger_of(client, self.timeout / 3):
+            warnings.warn(danger, UserWarning, stacklevel=2)
         self._client = client
-        self._owns_client = False
+        self._owned: tuple[Any, ...] = ()
         self._put_script, self._swap_script, self._remove_script = _scripts()
         self._set_get = True  # whether SET takes NX and GET together
         self._direct: WireLink | None = None  # for claims without a script, once the first claim has run one
@@ -104,7 +115,12 @@ class RedisStore(Store):
         if not isinstance(url, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without a type checker
             raise ConfigurationError(f"url must be text such as 'redis://localhost:6379', not {type(url).__name__}")
         if cluster:
-            return cls._own(functools.partial(redis.asyncio.RedisCluster.from_url, url), options)
+
+            def make(**options: Any) -> OwnCluster:
+                refuse_database(url, options)
+                return OwnCluster.from_url(url, **CLUSTER_DEFAULTS | options)  # type: ignore[return-value]
+
+            return cls._own(make, options)
         return cls._own(functools.partial(redis.asyncio.Redis.from_url, url), options)
 
     @classmethod
@@ -140,7 +156,52 @@ class RedisStore(Store):
             return cls._own(functools.partial(redis.asyncio.Redis, **address, db=db), options)
         if db != 0:
             raise ConfigurationError(f"a cluster has only the database 0, not {db!r}; leave db out")
-        return cls._own(functools.partial(redis.asyncio.RedisCluster, **address), options)
+        return cls._own(functools.partial(OwnCluster, **CLUSTER_DEFAULTS | address), options)
+
+    @classmethod
+    def from_sentinel(
+        cls,
+        sentinels: Iterable[str | tuple[str, int]],
+        *,
+        service: str,
+        sentinel_kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Self:
+        """Make a store with a client of its own for the master that sentinels name.
+
+        Each new connection asks all of them, and takes the first master that one names. A failover is waited for
+        within ``timeout``.
+
+        Args:
+            sentinels: each one's ``"host:port"`` or ``(host, port)``.
+            service: the name by which they know the master.
+            sentinel_kwargs: redis-py's options for connections to the sentinels, such as their ``password`` or ``ssl``.
+            **options: those of :class:`RedisStore`, and redis-py's own for connections to the master (``ssl=True``,
+                ``password``, ``db`` and so on).
+
+        Raises:
+            ConfigurationError: an option is not known to either, or a sentinel has no address.
+        """
+        if not isinstance(service, str) or not service:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise ConfigurationError(f"service must be the name that the sentinels know the master by, not {service!r}")
+        addresses = sentinel_addresses(sentinels)
+        # They must have failed, and said why, before the time for a connection is over.
+        patience = to_ms(options.get("timeout", 5), "timeout") / 6000
+        asking = {
+            "retry": Retry(NoBackoff(), 0),
+            "socket_timeout": patience,
+            "socket_connect_timeout": patience,
+            **(sentinel_kwargs or {}),
+        }
+        made: list[OwnSentinel] = []
+
+        def make(**options: Any) -> redis.asyncio.Redis:
+            made.append(OwnSentinel(addresses, sentinel_kwargs=asking, **options))
+            return made[0].master_for(service)  # type: ignore[no-any-return]
+
+        self = cls._own(make, options)
+        self._owned += tuple(made)
+        return self
 
     @classmethod
     def _own(cls, make: Callable[..., Any], options: dict[str, Any]) -> Self:
@@ -156,18 +217,20 @@ class RedisStore(Store):
             client = make(**options)
             if isinstance(client, redis.asyncio.Redis):
                 client.connection_pool.make_connection()  # type: ignore[no-untyped-call]  # options are looked at here, not at the first command
-        except (TypeError, ValueError, AttributeError, redis.RedisError) as error:
+        except ConfigurationError:
+            raise
+        except (TypeError, ValueError, AttributeError, redis.RedisError, RedisClusterException) as error:
             raise ConfigurationError(f"redis-py does not take these options: {error}") from error
         self = cls(client, **store)
-        self._owns_client = True
+        self._owned = (client,)
         return self
 
     async def aclose(self) -> None:
         """Close the store, and the client if the store made it. Used again, it makes new connections."""
         await super().aclose()
         await self._link.aclose()
-        if self._owns_client:
-            await self._client.aclose()  # type: ignore[union-attr]  # an own client is redis-py's
+        for owned in self._owned:
+            await owned.aclose()
 
     # -- the primitives -----------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from redis import exceptions
 
 from ..errors import StoreError, StoreUnavailableError
 
-__all__ = ["PASSING", "error_reply", "raise_refusal", "redirection", "refusal"]
+__all__ = ["PASSING", "behind", "error_reply", "raise_refusal", "redirection", "refusal", "remedy"]
 
 CODES: Final[tuple[tuple[type[Exception], str], ...]] = (
     (exceptions.MovedError, "MOVED"),  # before its base class
@@ -34,13 +34,18 @@ PASSING: Final = frozenset(
 )
 """Refusals that are over soon, or elsewhere: repeated within the deadline."""
 
-UNWRITABLE: Final = frozenset({"OOM", "MISCONF", "NOREPLICAS"})
-"""Refusals that last until an operator acts, and are nobody's mistake here."""
+NO_CLUSTER: Final = "this instance has cluster support disabled"
+
+UNWRITABLE: Final = frozenset({"OOM", "MISCONF", "NOREPLICAS", NO_CLUSTER})
+"""Refusals that last until an operator acts, and are not about the command."""
 
 HINTS: Final = {
-    "NOPERM": "; the user needs SET, GET, PTTL, DEL, EVAL and EVALSHA on the keys of the prefix",
+    "NOPERM": "; the user needs SET, GET, PTTL, DEL, EVAL and EVALSHA on the keys of the prefix, in a cluster also "
+    "CLUSTER SLOTS and ASKING, and COMMAND for a client that was brought",
     "WRONGTYPE": "; the key holds another Redis type than a string: use another prefix, or delete it",
     "NOAUTH": "; check the user name and the password",
+    NO_CLUSTER: "; leave out cluster=True, or use redis.asyncio.Redis",
+    "READONLY": "; it is a replica: give the address of its master, or use RedisStore.from_sentinel or cluster=True",
 }
 
 
@@ -71,6 +76,47 @@ def redirection(error: BaseException) -> tuple[int, str, int]:
     """Return the slot, the host ("" for that of the node that answered) and the port of a MOVED or an ASK."""
     slot, host, port = re.findall(r"(\d+) (\S*):(\d+)$", str(error))[0]
     return int(slot), host, int(port)
+
+
+def behind(error: Exception) -> Exception:
+    """Return the error reply for which a client could not read its topology; ``error`` itself if there was none.
+
+    For any error reply to CLUSTER SLOTS redis-py says that cluster mode is not enabled.
+    """
+    cause = error.__cause__
+    for found in (cause and cause.__context__, cause):
+        if isinstance(found, Exception) and refusal(found):
+            return found
+    return error
+
+
+def remedy(error: BaseException, *, sent: bool, tls: bool, cluster: bool) -> str:
+    """Return what to change where a server that did not answer in time gave a sign; "" where it gave none.
+
+    Args:
+        error: the last error of the call.
+        sent: whether a command was sent in it: then there was a connection.
+        tls: whether connections use TLS.
+        cluster: whether the client knows a cluster.
+    """
+    code, text = refusal(error), str(error)
+    if code in ("MOVED", "ASK"):
+        return (
+            ""
+            if cluster
+            else "; it is a node of a cluster: use cluster=True, or a client of redis.asyncio.RedisCluster"
+        )
+    if code or sent:
+        return HINTS.get(code, "")
+    if "CERTIFICATE_VERIFY_FAILED" in text:
+        return "; ssl_ca_certs must name the authority of its certificate, and the URL a host that is in it"
+    if isinstance(error, TimeoutError | exceptions.TimeoutError):
+        return "; if the port speaks no TLS, use redis:// or ssl=False" if tls else ""
+    if "reset by peer" in text or "closed" in text or "ALERT" in text:
+        if tls:
+            return "; if it asks for a client certificate, give one that it trusts: ssl_certfile and ssl_keyfile"
+        return "; if the port expects TLS, use rediss:// or ssl=True"
+    return ""
 
 
 def raise_refusal(error: BaseException, code: str, *, unknown: bool, wrote: bool = False) -> NoReturn:

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 from abc import ABC, abstractmethod
 from typing import Any, Final
 
 import redis.asyncio
 from redis import exceptions
+from redis.asyncio import SSLConnection
+from redis.asyncio.cluster import ClusterNode as ClientNode
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.cluster import PRIMARY
 
 from ..cancellation import within_loop
-from .refusals import redirection
+from .clients import OwnCluster
+from .refusals import behind, redirection
 from .wire import forget_connections, give_back
 
 __all__ = ["ClusterRoutes", "Node", "Routes", "SingleRoute", "inherited", "routes_of"]
@@ -48,6 +53,12 @@ class Routes(ABC):
     lendable: int
     """How many connections to one node the client's pool gives out at a time."""
 
+    tls: bool
+    """Whether connections use TLS."""
+
+    cluster: bool
+    """Whether redirections are followed."""
+
     @abstractmethod
     def find(self, key: str, /) -> Node | None:
         """Return the node of ``key``; None if ``refresh`` must be awaited first."""
@@ -61,12 +72,12 @@ class Routes(ABC):
         """Say whether there still is a node of this name."""
 
     @abstractmethod
-    def heed(self, code: str, error: BaseException, /) -> str | None:
-        """Learn from what a command met; return the name of the node that is to be asked this once."""
+    def heed(self, code: str, error: BaseException, node: Node | None, /) -> str | None:
+        """Learn from what a command met at ``node``; return the name of the node that is to be asked this once."""
 
     @abstractmethod
-    async def refresh(self) -> None:
-        """Ask the client for its topology."""
+    async def refresh(self, seconds: float, /) -> None:
+        """Ask the client for its topology; a reading that takes longer is given up, and the next asks another node."""
 
     @abstractmethod
     async def aclose(self) -> None:
@@ -110,6 +121,8 @@ class SingleRoute(Routes):
         self._pool: Any = client.connection_pool
         self._node = PoolNode(self._pool)
         self.lendable = int(getattr(self._pool, "max_connections", 64) or 64)
+        self.tls = _uses_tls(getattr(self._pool, "connection_class", None))
+        self.cluster = False
 
     def find(self, _: str) -> Node:
         """Return the only node."""
@@ -126,7 +139,7 @@ class SingleRoute(Routes):
     def heed(self, *_: object) -> None:
         """Learn nothing: with Sentinel it is the pool that finds the master of each new connection."""
 
-    async def refresh(self) -> None:
+    async def refresh(self, _: float) -> None:
         """Do nothing: ``find`` never asks for it."""
 
     async def aclose(self) -> None:
@@ -169,8 +182,8 @@ class ClusterRoutes(Routes):
     """The client's topology, and what redirections said since it was read.
 
     A MOVED is remembered for its slot alone: reading the whole topology again for each, as a resharding moves slot
-    after slot, would cost more than the commands. A connection that fails, or a node that is no master any more, makes
-    the topology stale; it is read again once for all commands that need it.
+    after slot, would cost more than the commands. A node that fails, or is no master any more, is doubted: before the
+    next command for it the topology is read again, once for all commands that need it. Those for other nodes go on.
 
     Args:
         client: a cluster client.
@@ -178,71 +191,107 @@ class ClusterRoutes(Routes):
 
     def __init__(self, client: redis.asyncio.RedisCluster) -> None:
         self._client: Any = client
+        self._manager: Any = client.nodes_manager
+        self._first: dict[str, Any] = dict(self._manager.startup_nodes)
         self._moved: dict[int, str] = {}
+        self._doubted: set[str] = set()
         self._nodes: dict[str, ClusterNode] = {}
         self._stale = True
         self._reading: asyncio.Task[None] | None = None
-        self.lendable = int(self._client.get_connection_kwargs().get("max_connections") or 64)
+        options = self._client.get_connection_kwargs()
+        self.lendable = int(options.get("max_connections") or 64)
+        self.tls = _uses_tls(options.get("connection_class"))
+        self.cluster = True
 
     def find(self, key: str) -> Node | None:
         """Return the master of the key's slot; None if the topology must be read first."""
         if self._stale:
             return None
+        node = None
         if self._moved and (name := self._moved.get(self._client.keyslot(key))) is not None:
-            return self.named(name)
-        try:
-            return self._wrap(self._client.get_node_from_key(key))
-        except exceptions.RedisClusterException:  # a slot that no node serves, now
-            self._stale = True
-            return None
+            node = self._manager.nodes_cache.get(name)
+        if node is None:
+            try:
+                node = self._client.get_node_from_key(key)
+            except exceptions.RedisClusterException:  # a slot that no node serves, now
+                return None
+        return None if node.name in self._doubted else self._wrap(node)
 
     def named(self, name: str) -> Node | None:
-        """Return the node with this address; None if the topology does not have it."""
-        node = self._client.nodes_manager.nodes_cache.get(name)
-        if node is None:
-            self._stale = True
-            return None
-        return self._wrap(node)
+        """Return the node with this address; None if a reading since has shown that there is none."""
+        node = self._manager.nodes_cache.get(name)
+        return None if node is None else self._wrap(node)
 
     def knows(self, name: str) -> bool:
         """Say whether the topology has a node with this address."""
-        return name in self._client.nodes_manager.nodes_cache
+        return name in self._manager.nodes_cache
 
-    def heed(self, code: str, error: BaseException) -> str | None:
-        """Remember a MOVED, return the node of an ASK, and take what broke for a change of the topology."""
-        if code not in ("MOVED", "ASK"):
-            self._stale = self._stale or code in ("", "READONLY", "CLUSTERDOWN", "MASTERDOWN")
-            return None
+    def heed(self, code: str, error: BaseException, node: Node | None) -> str | None:
+        """Remember a MOVED, return the node of an ASK, and doubt a node that broke or says that it is no master."""
+        if code in ("MOVED", "ASK"):
+            return self._redirected(code, error)
+        broken = code in ("READONLY", "CLUSTERDOWN", "MASTERDOWN") or (
+            code == "" and not isinstance(error, exceptions.MaxConnectionsError)
+        )
+        # Older versions of redis-py replace all nodes in each reading, and close the connections of the old ones: what
+        # broke there says nothing of the new ones.
+        if broken and isinstance(node, ClusterNode) and self._manager.nodes_cache.get(node.name) is node.node:
+            self._doubted.add(node.name)
+        return None
+
+    def _redirected(self, code: str, error: BaseException) -> str | None:
         slot, host, port = redirection(error)
         if not host:  # "the host that you asked": only the topology says it in full
             self._stale = True
             return None
-        host, port = self._client.nodes_manager.remap_host_port(host, port)
-        name = f"{host}:{port}"
+        host, port = self._manager.remap_host_port(host, port)
+        node = self._manager.get_node(host=host, port=port)
+        if node is None:
+            # A shard that is being filled has no slot yet, and is in nobody's table of slots.
+            node = ClientNode(host, port, PRIMARY, **self._manager.connection_kwargs)
+            self._manager.nodes_cache[node.name] = node
+        name: str = node.name
         if code == "ASK":
             return name
         self._moved[slot] = name
         return None
 
-    async def refresh(self) -> None:
+    async def refresh(self, seconds: float) -> None:
         """Read the topology, once for all that wait for it."""
         reading = self._reading
         if reading is None or reading.done():
-            reading = self._reading = asyncio.get_running_loop().create_task(within_loop(self._read))
+            read = functools.partial(self._read, seconds)
+            reading = self._reading = asyncio.get_running_loop().create_task(within_loop(read))
             reading.add_done_callback(_seen)
         await asyncio.wait((reading,))  # whoever is cancelled leaves it to the others
         if reading.cancelled():
             raise exceptions.ConnectionError("reading the topology was cancelled from outside")
         reading.result()
 
-    async def _read(self) -> None:
-        if self._client.nodes_manager.slots_cache:
-            await self._client.nodes_manager.initialize()
-        else:
-            await self._client.initialize()
-        self._moved.clear()
+    async def _read(self, seconds: float) -> None:
+        manager, moved, sources = self._manager, self._moved.copy(), self._manager.startup_nodes
+        for name in self._doubted & sources.keys():
+            sources[name] = sources.pop(name)  # one that is cut off from the others would tell of itself as the master
+        try:
+            async with asyncio.timeout(seconds):
+                # A client that was brought is initialised whole, once: its owner's closing it counts on that.
+                own = isinstance(self._client, OwnCluster)
+                await (manager if own or manager.slots_cache else self._client).initialize()
+        except Exception as error:
+            # The next reading begins with another node, and knows again where the client began, with a name perhaps
+            # behind which there are other nodes by now: all that the last reading found may be gone.
+            for name in list(sources)[:1]:
+                sources[name] = sources.pop(name)
+            for name, node in self._first.items():
+                sources.setdefault(name, node)
+            if (reply := behind(error)) is not error:
+                raise reply from None
+            raise
+        # What was learnt meanwhile may be newer than what was read.
+        self._moved = {slot: name for slot, name in self._moved.items() if moved.get(slot) != name}
+        self._doubted.clear()
         self._stale = False
-        known = self._client.nodes_manager.nodes_cache
+        known = manager.nodes_cache
         for name in [name for name in self._nodes if name not in known]:
             del self._nodes[name]
 
@@ -260,7 +309,8 @@ class ClusterRoutes(Routes):
 
     def reset(self, *, forked: bool) -> None:
         """Forget the connections of all nodes."""
-        for node in self._client.nodes_manager.nodes_cache.values():
+        manager = self._manager
+        for node in (*manager.nodes_cache.values(), *manager.startup_nodes.values(), *self._first.values()):
             taken = forget_connections(node)
             if forked:
                 inherited.append(taken)
@@ -270,6 +320,10 @@ class ClusterRoutes(Routes):
 def _seen(task: asyncio.Task[None]) -> None:
     if not task.cancelled():
         task.exception()  # those who wait have it, if anybody still does
+
+
+def _uses_tls(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, SSLConnection)
 
 
 def routes_of(client: Any) -> Routes | None:

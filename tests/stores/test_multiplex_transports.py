@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import subprocess
 import time
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
@@ -18,9 +17,9 @@ from asyncidem import Claimed, Idempotency, InProgress, RedisStore, Replay, Stor
 from asyncidem.stores.multiplex import MultiplexedLink
 
 from conftest import ServerFactory, require
-from servers import BINARIES, HOST, Server, find_binary, free_port
+from sentinels import READY_WITHIN, Watch
+from servers import BINARIES, HOST, Server, free_port
 
-READY_WITHIN: Final = 20.0
 DESCRIPTORS: Final = Path("/proc/self/fd")
 
 
@@ -221,77 +220,6 @@ async def test_password_that_changes(private_server: ServerFactory) -> None:
 
 
 # -- Sentinel --------------------------------------------------------------------------------------------------------------
-
-
-class Watch:
-    """A sentinel that watches one master and its replica."""
-
-    def __init__(self, kind: str, directory: Path) -> None:
-        """Prepare the three."""
-        self.master = Server(kind, directory / "master")
-        self.replica = Server(kind, directory / "replica", "--replicaof", HOST, str(self.master.port))
-        self.port = free_port()
-        self._binary = find_binary(kind)
-        self._file = directory / "sentinel.conf"
-        self._log = directory / "sentinel.log"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def __enter__(self) -> "Watch":
-        """Start them, and return once the sentinel knows the replica and the replica has the master's data."""
-        self.master.start()
-        self.replica.start()
-        lines = (
-            f"port {self.port}",
-            f"bind {HOST}",
-            f"sentinel monitor payments {HOST} {self.master.port} 1",
-            "sentinel down-after-milliseconds payments 1000",
-            "sentinel failover-timeout payments 5000",
-        )
-        self._file.write_text("\n".join(lines) + "\n")
-        assert self._binary is not None
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [self._binary, str(self._file), "--sentinel"],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                env={"LC_ALL": "C"},
-            )
-        self.until(lambda: "state=online" in self.master.text("INFO", "replication"))
-        self.until(lambda: "slaves=1" in self.ask("INFO", "sentinel"))
-        return self
-
-    def ask(self, *words: str) -> str:
-        """Send a command to the sentinel, and return its text."""
-        sentinel = Server(self.master.kind, self._file.parent)
-        sentinel.port = self.port
-        try:
-            return sentinel.text(*words) if words[0] == "INFO" else sentinel.command(*words)
-        except OSError:
-            return ""
-
-    def promoted(self) -> bool:
-        """Say whether the replica is the master now; Sentinel cuts the connections of the node that it promotes."""
-        try:
-            return "role:master" in self.replica.text("INFO", "replication")
-        except (OSError, RuntimeError):
-            return False
-
-    def until(self, condition: Callable[[], bool]) -> None:
-        """Wait until something is so."""
-        deadline = time.monotonic() + READY_WITHIN
-        while not condition():
-            assert time.monotonic() < deadline, self._log.read_text()[-2000:]
-            time.sleep(0.02)
-
-    def __exit__(self, *_: object) -> None:
-        """Kill all three."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-        self.replica.kill()
-        self.master.kill()
 
 
 async def test_sentinel(tmp_path_factory: pytest.TempPathFactory) -> None:

@@ -186,7 +186,7 @@ async def test_a_demoted_master_is_left() -> None:
 async def test_another_node_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """On the plain path too a node that is to be asked gets ASKING before each command, and its answers are no replies."""
     wire = Wire([exceptions.AskError("7 b:1"), b"late"], [b"OK", b"answer", b"OK", b"other"])
-    monkeypatch.setattr(wire.link._routes, "heed", lambda code, _: "b:1" if code == "ASK" else None)
+    monkeypatch.setattr(wire.link._routes, "heed", lambda code, *_: "b:1" if code == "ASK" else None)
     assert await wire.link.exchange("k", GET, GET) == [b"answer", b"other"]
     assert (wire.sent, wire.dropped) == (2, 0)
 

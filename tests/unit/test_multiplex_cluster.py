@@ -186,7 +186,7 @@ async def test_close_while_routes_are_read(node: FakeNode) -> None:
     class Hanging:
         """A cluster client whose nodes say nothing."""
 
-        nodes_manager = SimpleNamespace(slots_cache={}, nodes_cache={})
+        nodes_manager = SimpleNamespace(slots_cache={}, nodes_cache={}, startup_nodes={})
 
         def get_connection_kwargs(self) -> dict[str, Any]:
             return {}

@@ -138,7 +138,11 @@ def test_redirection(word: str, address: str, host: str) -> None:
         (exceptions.OutOfMemoryError("used memory > 'maxmemory'"), StoreUnavailableError, "maxmemory'$"),
         (exceptions.ResponseError("MISCONF cannot persist"), StoreUnavailableError, "MISCONF"),
         (exceptions.ResponseError("NOREPLICAS not enough"), StoreUnavailableError, "NOREPLICAS"),
-        (exceptions.NoPermissionError("no permissions"), StoreError, "EVALSHA on the keys of the prefix$"),
+        (
+            exceptions.NoPermissionError("no permissions"),
+            StoreError,
+            "EVALSHA on the keys of the prefix, in a cluster also",
+        ),
         (exceptions.ResponseError("WRONGTYPE wrong kind"), StoreError, "another Redis type"),
         (exceptions.AuthenticationError("WRONGPASS"), StoreError, "check the user name and the password$"),
         (exceptions.ResponseError("value is not an integer"), StoreError, "refused: value is not an integer$"),

@@ -59,15 +59,23 @@ class Manager:
         self.gate.set()
         self.nodes_cache: dict[str, Node] = {}
         self.slots_cache: dict[int, list[Node]] = {}
+        self.startup_nodes: dict[str, Node] = {name: Node(name) for name in names}
+        self.connection_kwargs: dict[str, Any] = {"connection_class": Connection}
         self.remapped: dict[tuple[str, int], tuple[str, int]] = {}
+        self.sources: list[str] = []
 
     async def initialize(self) -> None:
         self.read += 1
+        self.sources.append(next(iter(self.startup_nodes)))
         await self.gate.wait()
         if self.failures:
             raise self.failures.pop(0)
         self.nodes_cache = {name: self.nodes_cache.get(name) or Node(name) for name in self.there}
         self.slots_cache = {slot: [self.nodes_cache[name]] for name, slots in self.there.items() for slot in slots}
+        self.startup_nodes = dict(self.nodes_cache)
+
+    def get_node(self, host: str, port: int) -> Node | None:
+        return self.nodes_cache.get(f"{host}:{port}")
 
     def remap_host_port(self, host: str, port: int) -> tuple[str, int]:
         return self.remapped.get((host, port), (host, port))
@@ -109,7 +117,7 @@ async def routes(client: Client) -> ClusterRoutes:
     """Routes that have read the topology once."""
     routes = ClusterRoutes(client)  # type: ignore[arg-type]
     assert routes.find("1") is None
-    await routes.refresh()
+    await routes.refresh(9)
     return routes
 
 
@@ -127,8 +135,7 @@ async def test_topology(routes: ClusterRoutes, client: Client) -> None:
     assert [name_of(routes, key) for key in (0, 9, 10, 19)] == ["a:1", "a:1", "b:1", "b:1"]
     assert routes.find("1") is routes.find("2") is routes.named("a:1")
     assert client.initialized == 1
-    routes.heed("", OSError("reset"))
-    await routes.refresh()
+    await routes.refresh(9)
     assert (client.initialized, client.nodes_manager.read) == (1, 2)
 
 
@@ -141,11 +148,11 @@ def test_limit(limit: int | None, lendable: int) -> None:
 
 
 async def test_slot_that_nobody_serves(routes: ClusterRoutes, client: Client) -> None:
-    """A slot without a node makes the topology stale, until it is read again."""
+    """A slot without a node asks for the topology to be read again; commands for other slots need not wait for it."""
     assert routes.find("25") is None
-    assert routes.find("1") is None
+    assert name_of(routes, 1) == "a:1"
     client.nodes_manager.there["b:1"] = range(10, 30)
-    await routes.refresh()
+    await routes.refresh(9)
     assert name_of(routes, 25) == "b:1"
 
 
@@ -154,12 +161,12 @@ async def test_vanished_nodes_are_forgotten(routes: ClusterRoutes, client: Clien
     old = routes.find("15")
     assert routes.knows("b:1")
     client.nodes_manager.there = {"a:1": range(20)}
-    await routes.refresh()
+    await routes.refresh(9)
     assert [routes.knows(name) for name in ("a:1", "b:1")] == [True, False]
     assert routes._nodes.keys() <= {"a:1"}
     assert name_of(routes, 15) == "a:1"
     client.nodes_manager.there = {"a:1": range(10), "b:1": range(10, 20)}
-    await routes.refresh()
+    await routes.refresh(9)
     assert name_of(routes, 15) == "b:1"
     assert routes.find("15") is not old
 
@@ -179,54 +186,62 @@ async def test_new_node_behind_a_name(routes: ClusterRoutes, client: Client) -> 
 
 async def test_moved(routes: ClusterRoutes, client: Client) -> None:
     """A MOVED is remembered for its slot alone, without reading the topology, until that is read."""
-    assert routes.heed("MOVED", MovedError("3 b:1")) is None
+    assert routes.heed("MOVED", MovedError("3 b:1"), routes.find("3")) is None
     assert [name_of(routes, key) for key in (2, 3, 4)] == ["a:1", "b:1", "a:1"]
-    assert routes.heed("MOVED", MovedError("3 a:1")) is None
+    assert routes.heed("MOVED", MovedError("3 a:1"), routes.find("3")) is None
     assert name_of(routes, 3) == "a:1"
-    routes.heed("MOVED", MovedError("3 b:1"))
+    routes.heed("MOVED", MovedError("3 b:1"), routes.find("3"))
     assert client.nodes_manager.read == 1
     client.nodes_manager.there = {"a:1": range(20), "b:1": range(0)}
-    await routes.refresh()
+    await routes.refresh(9)
     assert name_of(routes, 3) == "a:1"
 
 
-async def test_moved_to_an_unknown_node(routes: ClusterRoutes, client: Client) -> None:
-    """A MOVED to a node that the topology does not have makes it be read."""
-    routes.heed("MOVED", MovedError("3 c:1"))
-    assert routes.find("3") is None
-    assert routes.find("15") is None
-    client.nodes_manager.there = {"a:1": range(3), "c:1": range(3, 20)}
-    await routes.refresh()
-    assert [name_of(routes, key) for key in (2, 3)] == ["a:1", "c:1"]
+@pytest.mark.parametrize("code", ["MOVED", "ASK"])
+async def test_redirection_to_an_unknown_node(routes: ClusterRoutes, client: Client, code: str) -> None:
+    """A node that the topology does not have, as one without slots, is added to the client's; a reading may remove it."""
+    error = MovedError("3 10.0.0.9:7") if code == "MOVED" else AskError("3 10.0.0.9:7")
+    assert routes.heed(code, error, routes.find("3")) == ("10.0.0.9:7" if code == "ASK" else None)
+    assert [name_of(routes, key) for key in (2, 3)] == ["a:1", "10.0.0.9:7" if code == "MOVED" else "a:1"]
+    node: Any = routes.named("10.0.0.9:7")
+    assert (node.name, node.make().kwargs) == ("10.0.0.9:7", {"host": "10.0.0.9", "port": 7})
+    assert routes.knows("10.0.0.9:7")
+    await routes.refresh(9)
+    assert not routes.knows("10.0.0.9:7")
+    assert routes.named("10.0.0.9:7") is None
+    assert name_of(routes, 3) == "a:1"
+    assert client.nodes_manager.read == 2
+
+
+async def test_moved_while_the_topology_is_read(routes: ClusterRoutes, client: Client) -> None:
+    """A MOVED that comes while the topology is read outlives the reading: it may be newer. One from before does not."""
+    routes.heed("MOVED", MovedError("2 b:1"), None)
+    routes.heed("MOVED", MovedError("4 b:1"), None)
+    client.nodes_manager.gate.clear()
+    reading = asyncio.ensure_future(routes.refresh(9))
+    await turns()
+    routes.heed("MOVED", MovedError("3 b:1"), None)
+    routes.heed("MOVED", MovedError("4 10.0.0.9:7"), None)
+    client.nodes_manager.gate.set()
+    await reading
+    assert [name_of(routes, key) for key in (2, 3, 4)] == ["a:1", "b:1", "a:1"]  # the last one to a node that is gone
 
 
 @pytest.mark.parametrize("code", ["MOVED", "ASK"])
 async def test_redirection_without_a_host(routes: ClusterRoutes, code: str) -> None:
     """A redirection that names no host leaves it to the topology to say which."""
     error = MovedError("3 :1") if code == "MOVED" else AskError("3 :1")
-    assert routes.heed(code, error) is None
+    assert routes.heed(code, error, routes.find("3")) is None
     assert routes.find("1") is None
-    await routes.refresh()
+    await routes.refresh(9)
     assert name_of(routes, 3) == "a:1"
 
 
 async def test_ask(routes: ClusterRoutes) -> None:
     """An ASK names the node for this once, and is not remembered."""
-    assert routes.heed("ASK", AskError("3 b:1")) == "b:1"
+    assert routes.heed("ASK", AskError("3 b:1"), routes.find("3")) == "b:1"
     assert name_of(routes, 3) == "a:1"
     assert routes.named("b:1") is routes.find("15")
-
-
-async def test_ask_an_unknown_node(routes: ClusterRoutes, client: Client) -> None:
-    """A node that the topology does not have makes it be read."""
-    assert routes.heed("ASK", AskError("3 c:1")) == "c:1"
-    assert routes.named("c:1") is None
-    assert routes.find("1") is None
-    client.nodes_manager.there["c:1"] = range(0)
-    await routes.refresh()
-    node = routes.named("c:1")
-    assert node is not None
-    assert node.name == "c:1"
 
 
 @pytest.mark.parametrize("code", ["MOVED", "ASK"])
@@ -234,7 +249,7 @@ async def test_remapped_addresses(routes: ClusterRoutes, client: Client, code: s
     """An address that the client translates, behind a tunnel, is translated in redirections too."""
     client.nodes_manager.remapped[("10.0.0.2", 6379)] = ("b", 1)
     error = MovedError("3 10.0.0.2:6379") if code == "MOVED" else AskError("3 10.0.0.2:6379")
-    asked = routes.heed(code, error)
+    asked = routes.heed(code, error, routes.find("3"))
     if code == "ASK":
         assert asked == "b:1"
     else:
@@ -242,21 +257,87 @@ async def test_remapped_addresses(routes: ClusterRoutes, client: Client, code: s
 
 
 @pytest.mark.parametrize("code", ["", "READONLY", "CLUSTERDOWN", "MASTERDOWN"])
-async def test_what_makes_it_stale(routes: ClusterRoutes, code: str) -> None:
-    """A connection that failed, and a node that is no master, make the topology be read before the next command."""
-    assert routes.heed(code, OSError("reset")) is None
+async def test_doubted_node(routes: ClusterRoutes, code: str) -> None:
+    """A node that failed, or is no master, makes the topology be read before the next command for it, and for no other."""
+    assert routes.heed(code, OSError("reset"), routes.find("1")) is None
     assert routes.find("1") is None
-    routes.heed("TRYAGAIN", exceptions.TryAgainError("again"))
+    assert name_of(routes, 15) == "b:1"
+    routes.heed("TRYAGAIN", exceptions.TryAgainError("again"), routes.find("15"))
     assert routes.find("1") is None
-    await routes.refresh()
+    await routes.refresh(9)
     assert name_of(routes, 1) == "a:1"
 
 
 @pytest.mark.parametrize("code", ["TRYAGAIN", "LOADING", "BUSY", "NOSCRIPT", "OOM"])
-async def test_what_does_not(routes: ClusterRoutes, code: str) -> None:
+async def test_what_raises_no_doubt(routes: ClusterRoutes, code: str) -> None:
     """A refusal that has nothing to do with who serves the slot leaves the topology alone."""
-    assert routes.heed(code, exceptions.ResponseError("no")) is None
+    assert routes.heed(code, exceptions.ResponseError("no"), routes.find("1")) is None
     assert name_of(routes, 1) == "a:1"
+
+
+async def test_failures_that_are_no_nodes(routes: ClusterRoutes) -> None:
+    """A pool that is used up, and what failed before there was a node, raise no doubt."""
+    routes.heed("", exceptions.MaxConnectionsError(), routes.find("1"))
+    routes.heed("", OSError("reset"), None)
+    assert [name_of(routes, key) for key in (1, 15)] == ["a:1", "b:1"]
+
+
+async def test_failure_of_a_node_that_was_replaced(routes: ClusterRoutes, client: Client) -> None:
+    """What breaks of a node that the client has replaced meanwhile, closing its connections, says nothing of the new one."""
+    old = routes.find("1")
+    client.nodes_manager.nodes_cache["a:1"] = new = Node("a:1")
+    client.nodes_manager.slots_cache[1] = [new]
+    routes.heed("", OSError("reset"), old)
+    assert name_of(routes, 1) == "a:1"
+
+
+async def test_doubted_node_is_asked_last(routes: ClusterRoutes, client: Client) -> None:
+    """A node that is doubted is not the first to be asked for the topology: cut off, it would name itself."""
+    routes.heed("", OSError("reset"), routes.find("1"))
+    await routes.refresh(9)
+    assert client.nodes_manager.sources == ["a:1", "b:1"]
+
+
+async def test_reading_that_fails_goes_on_elsewhere(routes: ClusterRoutes, client: Client) -> None:
+    """After a reading that failed or took too long the next begins with another node, and knows where the client began."""
+    manager = client.nodes_manager
+    del manager.startup_nodes["b:1"]
+    manager.failures.append(exceptions.RedisClusterException("cannot be connected"))
+    with pytest.raises(exceptions.RedisClusterException):
+        await routes.refresh(9)
+    assert list(manager.startup_nodes) == ["a:1", "b:1"]
+    manager.gate.clear()
+    with pytest.raises(TimeoutError):
+        await routes.refresh(0)
+    manager.gate.set()
+    await routes.refresh(9)
+    assert manager.sources == ["a:1", "a:1", "a:1", "b:1"]
+
+
+def replied(reply: Exception, what: str = "Cluster mode is not enabled on this node") -> Exception:
+    """Return what redis-py makes of an error reply to CLUSTER SLOTS."""
+    try:
+        try:
+            try:
+                raise reply
+            except exceptions.ResponseError:
+                raise exceptions.RedisClusterException(what)  # noqa: B904 - as redis-py does
+        except Exception as error:
+            raise exceptions.RedisClusterException("cannot be connected") from error
+    except exceptions.RedisClusterException as error:
+        return error
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [exceptions.NoPermissionError("no"), exceptions.ResponseError("no cluster"), exceptions.AuthenticationError("no")],
+)
+async def test_topology_is_refused(routes: ClusterRoutes, client: Client, reply: Exception) -> None:
+    """A server that refuses to tell its topology is quoted, not redis-py's guess at what it said."""
+    client.nodes_manager.failures.append(replied(reply))
+    with pytest.raises(type(reply)) as raised:
+        await routes.refresh(9)
+    assert raised.value is reply
 
 
 # -- reading it ------------------------------------------------------------------------------------------------------------
@@ -265,7 +346,7 @@ async def test_what_does_not(routes: ClusterRoutes, code: str) -> None:
 async def test_refresh_is_shared(routes: ClusterRoutes, client: Client) -> None:
     """All who wait for the topology share one reading of it; the next that is needed is a new one."""
     client.nodes_manager.gate.clear()
-    waiting = [asyncio.ensure_future(routes.refresh()) for _ in range(10)]
+    waiting = [asyncio.ensure_future(routes.refresh(9)) for _ in range(10)]
     await turns()
     waiting[0].cancel()
     await turns()
@@ -274,19 +355,19 @@ async def test_refresh_is_shared(routes: ClusterRoutes, client: Client) -> None:
     client.nodes_manager.gate.set()
     await asyncio.gather(*waiting[1:])
     assert client.nodes_manager.read == 2
-    await routes.refresh()
+    await routes.refresh(9)
     assert client.nodes_manager.read == 3
 
 
 async def test_refresh_fails(routes: ClusterRoutes, client: Client) -> None:
     """A reading that fails tells all who waited, leaves the topology stale, and is tried again by the next."""
-    routes.heed("", OSError("reset"))
+    routes.heed("", OSError("reset"), routes.find("3"))
     client.nodes_manager.failures.append(exceptions.RedisClusterException("cannot be connected"))
-    results = await asyncio.gather(*(routes.refresh() for _ in range(3)), return_exceptions=True)
+    results = await asyncio.gather(*(routes.refresh(9) for _ in range(3)), return_exceptions=True)
     assert [type(result) for result in results] == [exceptions.RedisClusterException] * 3
     assert client.nodes_manager.read == 2
     assert routes.find("1") is None
-    await routes.refresh()
+    await routes.refresh(9)
     assert name_of(routes, 1) == "a:1"
 
 
@@ -296,7 +377,7 @@ async def test_refresh_that_nobody_waits_for(routes: ClusterRoutes, client: Clie
     asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
     client.nodes_manager.gate.clear()
     client.nodes_manager.failures.append(OSError("reset"))
-    task = asyncio.ensure_future(routes.refresh())
+    task = asyncio.ensure_future(routes.refresh(9))
     await turns()
     task.cancel()
     client.nodes_manager.gate.set()
@@ -309,14 +390,14 @@ async def test_refresh_that_nobody_waits_for(routes: ClusterRoutes, client: Clie
 async def test_refresh_is_cancelled_from_outside(routes: ClusterRoutes, client: Client) -> None:
     """What cancels every task of the loop ends no caller's wait with a cancellation that is not theirs."""
     client.nodes_manager.gate.clear()
-    waiting = asyncio.ensure_future(routes.refresh())
+    waiting = asyncio.ensure_future(routes.refresh(9))
     await turns()
     assert routes._reading is not None
     routes._reading.cancel()
     with pytest.raises(exceptions.ConnectionError, match="cancelled from outside"):
         await waiting
     client.nodes_manager.gate.set()
-    await routes.refresh()
+    await routes.refresh(9)
 
 
 def test_refresh_on_the_next_loop(client: Client) -> None:
@@ -325,14 +406,14 @@ def test_refresh_on_the_next_loop(client: Client) -> None:
 
     async def first() -> None:
         client.nodes_manager.gate = asyncio.Event()
-        task = asyncio.ensure_future(routes.refresh())
+        task = asyncio.ensure_future(routes.refresh(9))
         await turns()
         assert not task.done()
 
     async def second() -> None:
         client.nodes_manager.gate = asyncio.Event()
         client.nodes_manager.gate.set()
-        await routes.refresh()
+        await routes.refresh(9)
         assert name_of(routes, 1) == "a:1"
 
     asyncio.run(first())
@@ -391,8 +472,8 @@ async def test_single() -> None:
     node = routes.find("k")
     assert node is routes.find("l") is routes.named("other:1")
     assert routes.knows(node.name)
-    routes.heed("MOVED", MovedError("1 a:1"))
-    await routes.refresh()
+    routes.heed("MOVED", MovedError("1 a:1"), routes.find("3"))
+    await routes.refresh(9)
     assert routes.find("k") is node
     connection = node.make()
     assert connection.retry._retries == 0

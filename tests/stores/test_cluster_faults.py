@@ -1,0 +1,125 @@
+"""A real cluster that changes under a crowd: failovers, slots that move, new shards, a killed master; on both paths."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from asyncidem import RedisStore
+
+from conftest import require
+from crowd import Call, Crowd
+from resharding import Operator, slot_of, tags_in
+from servers import BINARIES, Cluster
+
+
+@pytest.fixture(scope="module")
+def living(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A cluster that fails over by itself, for the tests of this module to harm one after the other."""
+    kind = require(*BINARIES)
+    with Cluster(kind, tmp_path_factory.mktemp(f"living-{kind}")) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+async def operator(living: Cluster) -> AsyncIterator[Operator]:
+    """Who changes the cluster, which has no data at first."""
+    living.reset()
+    async with Operator(living) as operator:
+        yield operator
+
+
+@contextlib.asynccontextmanager
+async def stores_on(cluster: Cluster, timeout: float = 5) -> AsyncIterator[list[RedisStore]]:
+    """Two stores on each path."""
+    async with contextlib.AsyncExitStack() as stack:
+        yield [
+            await stack.enter_async_context(
+                RedisStore.from_url(cluster.url, cluster=True, multiplex=multiplex, timeout=timeout)
+            )
+            for multiplex in (True, False, True, False)
+        ]
+
+
+async def test_manual_failover(living: Cluster, operator: Operator) -> None:
+    """Masters that hand over to their replicas one after the other are followed, without an error or a second effect."""
+    replicas = [node for node in living.nodes if node not in living.masters]
+    async with stores_on(living) as stores:
+        async with Crowd(stores) as crowd:
+            for replica in replicas:
+                await operator.fail_over(replica)
+                await crowd.go_on(32)
+        await crowd.check()
+
+
+async def test_open_slot(living: Cluster, operator: Operator) -> None:
+    """A slot that stays open between two masters, some keys here and some there, serves as any other."""
+    source, target = living.masters[:2]
+    slot = min(await operator.slots(source))
+    tags = tags_in(range(slot, slot + 1), 1)
+    async with stores_on(living) as stores:
+        async with Crowd(stores, tags=("", *tags)) as crowd:
+            await crowd.go_on(64)
+            await operator.open_slot(slot, source, target)
+            for _ in range(3):
+                await crowd.go_on(32)
+                assert await operator.move_keys(slot, source, target, 5)
+            await operator.close_slot(slot, source, target)
+            await crowd.go_on(32)
+        await crowd.check()
+
+
+async def test_resharding(living: Cluster, operator: Operator) -> None:
+    """Many slots, full and empty ones, move from one master to another and back under the crowd."""
+    source, target = living.masters[:2]
+    slots = sorted(await operator.slots(source))[-100:]
+    async with stores_on(living) as stores:
+        async with Crowd(stores, tags=("", *tags_in(range(slots[0], slots[-1] + 1), 30))) as crowd:
+            await operator.move_slots(slots, source, target)
+            await crowd.go_on(32)
+            await operator.move_slots(slots, target, source)
+            await crowd.go_on(32)
+        await crowd.check()
+
+
+async def test_new_shard(living: Cluster, operator: Operator) -> None:
+    """A shard that is filled from nothing is in nobody's table of slots at first, and serves what has moved there."""
+    source = living.masters[0]
+    slot = min(await operator.slots(source))
+    async with stores_on(living) as stores:
+        async with Crowd(stores, tags=("", *tags_in(range(slot, slot + 1), 1))) as crowd:
+            target = living.grow()
+            await operator.open_slot(slot, source, target)
+            for _ in range(2):
+                await crowd.go_on(32)
+                assert await operator.move_keys(slot, source, target, 5)
+            await operator.close_slot(slot, source, target)
+            await crowd.go_on(32)
+            await operator.move_slots([slot], target, source)
+            await crowd.go_on(32)
+        await crowd.check()
+
+
+async def test_killed_master(living: Cluster, operator: Operator) -> None:
+    """A master that dies is waited for within the time of a call, and what had reached its replica holds."""
+    victim = living.masters[1]
+    slots = await operator.slots(victim)
+    async with stores_on(living, timeout=15) as stores:
+        async with Crowd(stores) as crowd:
+            killed = time.monotonic()
+            victim.kill()
+            async with asyncio.timeout(20):
+                while len(living.masters) < 3:
+                    await asyncio.sleep(0.05)
+            await crowd.go_on(64)
+            back = time.monotonic()
+
+        def lost(call: Call) -> bool:
+            # What had not reached the replica is forgotten: whatever was under way, or just over.
+            recent = (call.ended or back) > killed - 0.5 and call.began < killed
+            return recent and slot_of(f"asyncidem:{call.key}") in slots
+
+        await crowd.check(lost=lost)
+    victim.start()
