@@ -61,6 +61,8 @@ def refusal(error: BaseException | None) -> str:
     inner = re.search(r"@user_script: ?[^:]*: -?([A-Z]+) ", message)
     if inner is not None:
         return inner.group(1)
+    if message.startswith(("ACL failure in script", "The user executing the script can't run")):
+        return "NOPERM"  # of Valkey, and of Redis
     first = message.split(" ", 1)[0]
     return first if first.isupper() else message.lower()
 
@@ -101,11 +103,9 @@ def remedy(error: BaseException, *, sent: bool, tls: bool, cluster: bool) -> str
     """
     code, text = refusal(error), str(error)
     if code in ("MOVED", "ASK"):
-        return (
-            ""
-            if cluster
-            else "; it is a node of a cluster: use cluster=True, or a client of redis.asyncio.RedisCluster"
-        )
+        if cluster:
+            return "; where a slot is moving, the user needs ASKING"
+        return "; it is a node of a cluster: use cluster=True, or a client of redis.asyncio.RedisCluster"
     if code or sent:
         return HINTS.get(code, "")
     if "CERTIFICATE_VERIFY_FAILED" in text:

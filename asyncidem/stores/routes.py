@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import inspect
 from abc import ABC, abstractmethod
 from typing import Any, Final
 
@@ -270,13 +271,19 @@ class ClusterRoutes(Routes):
 
     async def _read(self, seconds: float) -> None:
         manager, moved, sources = self._manager, self._moved.copy(), self._manager.startup_nodes
+        # A client that was brought is initialised whole, once: its owner's closing it counts on that.
+        whole = not manager.slots_cache and not isinstance(self._client, OwnCluster)
+        initialize = self._client.initialize if whole else manager.initialize
         for name in self._doubted & sources.keys():
-            sources[name] = sources.pop(name)  # one that is cut off from the others would tell of itself as the master
+            # Asked last: it may hang, or be cut off from the others and tell of itself as the master.
+            sources[name] = sources.pop(name)
+            if (
+                "last_failed_node_name" in inspect.signature(initialize).parameters
+            ):  # that version does not go by the order
+                initialize = functools.partial(initialize, last_failed_node_name=name)
         try:
             async with asyncio.timeout(seconds):
-                # A client that was brought is initialised whole, once: its owner's closing it counts on that.
-                own = isinstance(self._client, OwnCluster)
-                await (manager if own or manager.slots_cache else self._client).initialize()
+                await initialize()
         except Exception as error:
             # The next reading begins with another node, and knows again where the client began, with a name perhaps
             # behind which there are other nodes by now: all that the last reading found may be gone.

@@ -18,7 +18,8 @@ from asyncidem.stores.multiplex import MultiplexedLink
 
 from conftest import ServerFactory, require
 from sentinels import READY_WITHIN, Watch
-from servers import BINARIES, HOST, Server, free_port
+from servers import BINARIES, HOST, Server
+from tls import Secure
 
 DESCRIPTORS: Final = Path("/proc/self/fd")
 
@@ -59,29 +60,6 @@ def run(main: Coroutine[Any, Any, None], loop_factory: Callable[[], asyncio.Abst
 
 
 # -- TLS -------------------------------------------------------------------------------------------------------------------
-
-
-class Secure:
-    """A server with TLS, and the certificates that go with it."""
-
-    def __init__(self, directory: Path, kind: str, *args: str) -> None:
-        """Make the certificates, and prepare the server."""
-        self.authority = trustme.CA()
-        self.ca = directory / "ca.pem"
-        self.authority.cert_pem.write_to_path(str(self.ca))
-        self.key, self.cert = directory / "key.pem", directory / "cert.pem"
-        mine = self.authority.issue_cert(HOST, "localhost")
-        mine.private_key_pem.write_to_path(str(self.key))
-        mine.cert_chain_pems[0].write_to_path(str(self.cert))
-        self.port = free_port()
-        files = ("--tls-cert-file", self.cert, "--tls-key-file", self.key, "--tls-ca-cert-file", self.ca)
-        tls = ("--tls-port", str(self.port), "--tls-auth-clients", "optional", *map(str, files))
-        self.server = Server(kind, directory, *tls, *args)
-
-    @property
-    def url(self) -> str:
-        """Return the URL with TLS."""
-        return f"rediss://{HOST}:{self.port}/0"
 
 
 @pytest.fixture(scope="module")

@@ -18,6 +18,11 @@ from asyncidem.stores.refusals import PASSING, error_reply, raise_refusal, redir
         (exceptions.ClusterDownError("The cluster is down"), "CLUSTERDOWN"),
         (exceptions.OutOfMemoryError("command not allowed when used memory > 'maxmemory'."), "OOM"),
         (exceptions.NoPermissionError("this user has no permissions to run the 'set' command"), "NOPERM"),
+        (
+            exceptions.ResponseError("ACL failure in script: User u has no permissions to run the 'set' command"),
+            "NOPERM",
+        ),
+        (exceptions.ResponseError("The user executing the script can't run this command or subcommand"), "NOPERM"),
         (exceptions.NoScriptError("No matching script."), "NOSCRIPT"),
         (exceptions.AuthenticationError("invalid username-password pair or user is disabled."), "NOAUTH"),
         (exceptions.AuthorizationError("no"), "NOAUTH"),
