@@ -6,8 +6,9 @@ import time
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
+from redis.asyncio import RedisCluster
 
-from asyncidem import RedisStore
+from asyncidem import Idempotency, RedisStore, StoreError
 
 from conftest import require
 from crowd import Call, Crowd
@@ -54,23 +55,6 @@ async def test_manual_failover(living: Cluster, operator: Operator) -> None:
         await crowd.check()
 
 
-async def test_open_slot(living: Cluster, operator: Operator) -> None:
-    """A slot that stays open between two masters, some keys here and some there, serves as any other."""
-    source, target = living.masters[:2]
-    slot = min(await operator.slots(source))
-    tags = tags_in(range(slot, slot + 1), 1)
-    async with stores_on(living) as stores:
-        async with Crowd(stores, tags=("", *tags)) as crowd:
-            await crowd.go_on(64)
-            await operator.open_slot(slot, source, target)
-            for _ in range(3):
-                await crowd.go_on(32)
-                assert await operator.move_keys(slot, source, target, 5)
-            await operator.close_slot(slot, source, target)
-            await crowd.go_on(32)
-        await crowd.check()
-
-
 async def test_resharding(living: Cluster, operator: Operator) -> None:
     """Many slots, full and empty ones, move from one master to another and back under the crowd."""
     source, target = living.masters[:2]
@@ -84,22 +68,67 @@ async def test_resharding(living: Cluster, operator: Operator) -> None:
         await crowd.check()
 
 
-async def test_new_shard(living: Cluster, operator: Operator) -> None:
-    """A shard that is filled from nothing is in nobody's table of slots at first, and serves what has moved there."""
-    source = living.masters[0]
-    slot = min(await operator.slots(source))
+async def test_open_slots(living: Cluster, operator: Operator) -> None:
+    """Slots that stay open, some keys here and some there, serve as any other; one goes to a shard without slots.
+
+    That shard is in nobody's table of slots until it has one.
+    """
+    source, other = living.masters[:2]
+    slots = sorted(await operator.slots(source))[:2]
+    tags = [tag for slot in slots for tag in tags_in(range(slot, slot + 1), 1)]
     async with stores_on(living) as stores:
-        async with Crowd(stores, tags=("", *tags_in(range(slot, slot + 1), 1))) as crowd:
-            target = living.grow()
-            await operator.open_slot(slot, source, target)
-            for _ in range(2):
+        async with Crowd(stores, tags=tags) as crowd:
+            targets = dict(zip(slots, (other, await asyncio.to_thread(living.grow)), strict=True))
+            await crowd.go_on(64)
+            for slot, target in targets.items():
+                await operator.open_slot(slot, source, target)
+            for _ in range(3):
                 await crowd.go_on(32)
-                assert await operator.move_keys(slot, source, target, 5)
-            await operator.close_slot(slot, source, target)
+                for slot, target in targets.items():
+                    assert await operator.move_keys(slot, source, target, 5)
+            for slot, target in targets.items():
+                await operator.close_slot(slot, source, target)
             await crowd.go_on(32)
-            await operator.move_slots([slot], target, source)
+            for slot, target in targets.items():
+                await operator.move_slots([slot], target, source)
             await crowd.go_on(32)
         await crowd.check()
+
+
+LEAST = ["+set", "+get", "+pttl", "+del", "+eval", "+evalsha", "+cluster|slots", "+asking"]
+"""What the documentation names; for a client that was brought `+command` too."""
+
+
+@pytest.mark.parametrize("without", [None, "-cluster|slots", "-asking", "-command"])
+async def test_least_permissions(living: Cluster, operator: Operator, multiplex: bool, without: str | None) -> None:
+    """A user with what the documentation names, and no more, is enough, in an open slot too; without any one it is not."""
+    source, target = living.masters[:2]
+    slot = min(await operator.slots(source))
+    key = f"{{{tags_in(range(slot, slot + 1), 1)[0]}}}"
+    brought = without in (None, "-command")
+    rules = ["on", ">secret", "~asyncidem:*", "resetchannels", "-@all", *LEAST, *(["+command"] if brought else [])]
+    for node in living.nodes:
+        await operator.at(node, "ACL", "SETUSER", "worker", "reset", *rules, *([without] if without else []))
+    url = living.url.replace("//", "//worker:secret@")
+    client = RedisCluster.from_url(url)
+    await operator.open_slot(slot, source, target)
+    try:
+        async with contextlib.AsyncExitStack() as stack:
+            stores = [RedisStore.from_url(url, cluster=True, multiplex=multiplex, timeout=1)]
+            if brought:
+                stores.append(RedisStore(client, multiplex=multiplex, timeout=1))
+            for number, store in enumerate(stores):
+                await stack.enter_async_context(store)
+                run = Idempotency(store).run(f"{key}{number}", asyncio.sleep, 0, number)
+                if without is None or (without == "-command" and number == 0):
+                    assert await run == number
+                else:
+                    with pytest.raises(StoreError, match=r"the user needs .*ASKING"):
+                        await run
+    finally:
+        await client.aclose()
+        await operator.close_slot(slot, source, target)
+        await operator.move_slots([slot], target, source)
 
 
 async def test_killed_master(living: Cluster, operator: Operator) -> None:
