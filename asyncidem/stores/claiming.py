@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final, Literal, TypeVar
 
 from ..cancellation import linger
-from ..errors import LeaseLostError, StoreError, StoreUnavailableError
+from ..errors import ConfigurationError, LeaseLostError, StoreError, StoreUnavailableError
 from ..keys import lock_of
 from ..model import (
     LARGE,
@@ -30,7 +30,7 @@ from ..model import (
     matches,
 )
 from .ownership import Ownership, new_token
-from .primitives import Within, enter_call, leave_call
+from .primitives import NotReplicatedError, Within, enter_call, leave_call
 
 __all__ = ["MAX_ROUNDS", "Claiming"]
 
@@ -226,7 +226,8 @@ class Claiming(Ownership):
         if isinstance(error, GeneratorExit) or not (trail.record or trail.lock):
             return
         task = self._spawn(lambda: self._undo(key, trail), claim._lease_ms / 1000)
-        if not isinstance(error, Exception):
+        # What a server that answers has written is taken back at once, or a caller who tries again would meet it.
+        if not isinstance(error, Exception) or isinstance(error, NotReplicatedError | ConfigurationError):
             await linger(task)
 
     async def _undo(self, key: str, trail: Trail) -> None:

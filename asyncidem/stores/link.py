@@ -35,6 +35,9 @@ __all__ = ["Command", "Link", "PoolLink", "Progress", "Script", "WireLink", "for
 
 T = TypeVar("T")
 
+PATIENCE: Final = 0.6
+"""The share of the bearable silence that a server is told to wait; it looks at its clock every 100 ms, and answers late."""
+
 Command = tuple[bytes | str | int, ...]
 
 forks: Final[list[None]] = []
@@ -261,6 +264,18 @@ class WireLink(Link):
         """Run a script on ``key``; ``large`` says that its arguments are. Raises what :meth:`exchange` raises."""
 
     @abstractmethod
+    async def patient(self, key: str, commands: Callable[[int], Sequence[Command]]) -> tuple[list[Any], int]:
+        """Send commands that block their connection, over one of the client's pool, in nobody's order.
+
+        Args:
+            key: whose node they go to.
+            commands: makes them of the milliseconds that the server may wait.
+
+        Returns:
+            Their replies, and those milliseconds. Raises what :meth:`exchange` raises.
+        """
+
+    @abstractmethod
     async def _talk(
         self, key: str, commands: Sequence[Command], progress: Progress, *, large: bool = False
     ) -> list[Any]:
@@ -323,6 +338,17 @@ class PoolLink(WireLink):
         """Run a script on ``key``; see :meth:`WireLink.run`."""
         talk = functools.partial(self._talk_script, script, key, args)
         return await self.detached(key, functools.partial(self._slotted, talk))
+
+    async def patient(self, key: str, commands: Callable[[int], Sequence[Command]]) -> tuple[list[Any], int]:
+        """Send commands that block their connection; see :meth:`WireLink.patient`."""
+
+        async def talk(progress: Progress) -> tuple[list[Any], int]:
+            left = (call_deadline.get() or math.inf) - time.monotonic()
+            ms = max(1, int(min(left, self._silence) * PATIENCE * 1000))
+            return await self._talk(key, commands(ms), progress), ms
+
+        # Under a name of its own, or the undo of what is waited for would have to wait too.
+        return await self.detached(f"{key} patient", functools.partial(self._slotted, talk))
 
     async def _slotted(self, send: Callable[[Progress], Awaitable[T]]) -> T:
         slots = self._slots

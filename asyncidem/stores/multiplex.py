@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..hooks import logger
@@ -38,19 +38,21 @@ class MultiplexedLink(WireLink):
         self._large: dict[str, Channel] = {}
         self._only: Channel | None = None  # where all keys go that are not large, if there is but one node
         self._plain: PoolLink | None = None
+        self._patient: PoolLink | None = None  # for what would block the connection of all
 
     def reset(self, *, forked: bool = False) -> None:
         """Forget the connections; the next command opens one of this loop and process."""
         super().reset(forked=forked)
         if forked:
             inherited.extend((self._channels, self._large))
-        self._channels, self._large, self._only = {}, {}, None
+        self._channels, self._large, self._only, self._patient = {}, {}, None, None
 
     async def aclose(self) -> None:
         """End all connections."""
         await super().aclose()
-        if self._plain is not None:
-            await self._plain.aclose()
+        for link in (self._plain, self._patient):
+            if link is not None:
+                await link.aclose()
         channels = (*self._channels.values(), *self._large.values())
         self._channels, self._large, self._only = {}, {}, None
         for channel in channels:
@@ -105,6 +107,12 @@ class MultiplexedLink(WireLink):
             return await self.step(functools.partial(self._talk_script, script, key, args, large=large), failed)
         except NotMultiplexableError as error:
             return await self._fall_back(error).run(script, key, *args)
+
+    async def patient(self, key: str, commands: Callable[[int], Sequence[Command]]) -> tuple[list[Any], int]:
+        """Send commands that block their connection; see :meth:`WireLink.patient`."""
+        if self._patient is None:
+            self._patient = self._plain or PoolLink(self._routes, self._timeout)
+        return await self._patient.patient(key, commands)
 
     def _at_once(self, key: str, *, large: bool) -> Channel | None:
         """Return the channel of ``key``; None if the routes must be read first."""

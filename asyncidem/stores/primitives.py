@@ -15,7 +15,7 @@ from ..cancellation import LINGER, within_loop
 from ..errors import IdempotencyError, StoreUnavailableError
 from ..model import LEFT_UNKNOWN, Stored, Swap
 
-__all__ = ["Primitives", "Within", "call_deadline", "enter_call", "leave_call"]
+__all__ = ["NotReplicatedError", "Primitives", "Within", "call_deadline", "enter_call", "leave_call"]
 
 T = TypeVar("T")
 
@@ -34,6 +34,10 @@ def leave_call(token: Token[float | None]) -> None:
         call_deadline.reset(token)
     except ValueError:  # closed as garbage in another context, whose deadline is not ours to end
         pass
+
+
+class NotReplicatedError(StoreUnavailableError):
+    """A write was answered, but too few replicas have it to count."""
 
 
 class Within:

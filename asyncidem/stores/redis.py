@@ -16,12 +16,15 @@ from redis.exceptions import RedisClusterException
 from ..durations import Duration, to_ms
 from ..errors import ConfigurationError, StoreError
 from ..hooks import logger
+from ..keys import is_lock
 from ..model import LARGE, LEFT_UNKNOWN, Stored, Swap
 from .base import Store
 from .clients import OwnCluster, OwnSentinel, danger_of, refuse_database, sentinel_addresses
+from .durable import Replicas, check_wait_replicas, refuse_without_wait, warn_of_eviction
 from .link import Link, PoolLink, Script, WireLink
 from .multiplex import MultiplexedLink
 from .ownership import RecordOptions, StoreOptions
+from .primitives import NotReplicatedError
 from .refusals import refusal
 from .routes import routes_of
 
@@ -34,7 +37,7 @@ FELL_BACK: Final = object()
 CLUSTER_DEFAULTS: Final[dict[str, Any]] = {"reinitialize_steps": 0, "require_full_coverage": False}
 """Where the client's own commands are used, a MOVED closes no connection; a slot that nobody serves is its keys' trouble."""
 
-STORE_OPTIONS: Final = frozenset({*StoreOptions.__annotations__, "multiplex"})
+STORE_OPTIONS: Final = frozenset({*StoreOptions.__annotations__, "multiplex", "wait_replicas"})
 
 
 class RedisStore(Store):
@@ -50,11 +53,22 @@ class RedisStore(Store):
     A store belongs to one event loop at a time. Used from the next one after that has ended, or after a fork, it drops
     the connections of the old before it sends anything.
 
+    With ``wait_replicas`` a claim that too few replicas acknowledge within a fifth of ``timeout`` is undone and raises
+    ``StoreUnavailableError``; a completion is reported (``on_completion_error``) and repeated in the background. Each
+    of them costs a round trip more, on a connection of the client's pool, and what the replicas take. A replay is not
+    waited for: a duplicate may see a completion that the replicas do not have yet. Nor does a replica's word outlast
+    the loss of that replica: ``n`` survives the loss of the master and of any ``n - 1`` replicas, if what is promoted
+    then is one that has the write, as Sentinel and Cluster prefer but do not promise.
+
+    The first claim also finds out whether the server's ``maxmemory-policy`` may evict records; a log line says so then.
+
     Args:
         client: a ``redis.asyncio`` client (``Redis`` or ``RedisCluster``) or a :class:`RedisClientProtocol`. The caller
             owns it, and closes it.
         prefix: put before every key.
         timeout: seconds that one call of the store may take; a third of silence drops a connection and repeats.
+        wait_replicas: how many replicas must have a claim, a renewal and a completion for it to count; 0 trusts the
+            master alone, and a failover may then lose what it has acknowledged. See below.
         multiplex: False takes a connection of the client's pool for every command instead.
         **options: the further options of :class:`~asyncidem.stores.base.Store`: the names of the record's attributes
             (``status_attr`` and so on), and clocks for tests.
@@ -72,6 +86,7 @@ class RedisStore(Store):
         *,
         prefix: str = "asyncidem:",
         timeout: Duration = 5,
+        wait_replicas: int = 0,
         multiplex: bool = True,
         **options: Unpack[RecordOptions],
     ) -> None:
@@ -83,6 +98,7 @@ class RedisStore(Store):
             )
         super().__init__(prefix=prefix, timeout=timeout, **options)
         _check_client(client)
+        check_wait_replicas(wait_replicas)
         if danger := danger_of(client, self.timeout / 3):
             warnings.warn(danger, UserWarning, stacklevel=2)
         self._client = client
@@ -92,10 +108,15 @@ class RedisStore(Store):
         self._direct: WireLink | None = None  # for claims without a script, once the first claim has run one
         self._wire: WireLink | None = None
         self._plain: Guarded | None = None
+        self._replicas: Replicas | None = None
+        self._wait_replicas = wait_replicas
+        self._first = True  # whether no claim has come through yet
         self._link: Link
         routes = routes_of(client)
         if routes is not None:
             self._link = self._wire = (MultiplexedLink if multiplex else PoolLink)(routes, self.timeout)
+            if wait_replicas:
+                self._replicas = Replicas(self._wire, wait_replicas)
         else:
             self._link = Link(self.timeout)
             self._fall_back(f"{type(client).__name__} is no client of redis-py: its get, set and delete are used")
@@ -239,9 +260,12 @@ class RedisStore(Store):
         if self._direct is not None:
             try:
                 (found,) = await self._direct.exchange(key, ("SET", key, value, "NX", "GET", "PX", ttl_ms))
-                return found  # type: ignore[no-any-return]
             except StoreError as error:
                 self._expect_old_server(error)
+            else:
+                if found is None and self._replicas is not None:
+                    await self._put_counts(self._replicas, key, value)
+                return found  # type: ignore[no-any-return]
         stored = await self._put_by_script(key, value, ttl_ms)
         return None if stored is None else stored.value
 
@@ -251,17 +275,43 @@ class RedisStore(Store):
             try:
                 put = ("SET", key, value, "NX", "GET", "PX", ttl_ms)
                 found, left_ms = await self._direct.exchange(key, put, ("PTTL", key))
-                return None if found is None else Stored(found, None if left_ms == -1 else max(left_ms, 0))
             except StoreError as error:
                 self._expect_old_server(error)
+            else:
+                if found is not None:
+                    return Stored(found, None if left_ms == -1 else max(left_ms, 0))
+                if self._replicas is not None:
+                    await self._put_counts(self._replicas, key, value)
+                return None
         return await self._put_by_script(key, value, ttl_ms)
 
     async def _put_by_script(self, key: str, value: bytes, ttl_ms: int) -> Stored | None:
         # Without scripts no completion could be written: the first claim shows it, before the effect.
-        found = await self._run(self._put_script, key, value, ttl_ms)
-        if found is not FELL_BACK:
-            return None if found is None else Stored(found, LEFT_UNKNOWN)
-        return await self._guarded.put_or_read(key, value, ttl_ms)
+        first = self._first
+        found = await self._run(self._put_script, key, value, ttl_ms, int(first))
+        if found is FELL_BACK:
+            return await self._guarded.put_or_read(key, value, ttl_ms)
+        if self._set_get:
+            self._direct = self._wire
+        if first:
+            found, *limits = found
+            if self._first:  # of several at once, one says so
+                self._first = False
+                warn_of_eviction(*limits)
+        if found is not None:
+            return Stored(found, LEFT_UNKNOWN)
+        if self._replicas is not None:
+            await self._put_counts(self._replicas, key, value)
+        return None
+
+    async def _put_counts(self, replicas: Replicas, key: str, value: bytes) -> None:
+        if is_lock(key):
+            return  # lost, it costs nobody more than the swap behind it, which is waited for
+        try:
+            await replicas.confirm(key, value)
+        except NotReplicatedError as error:
+            refuse_without_wait(error)
+            raise
 
     def _expect_old_server(self, error: StoreError) -> None:
         """Let scripts stand in for what ``error`` says is missing; raise it if it says anything else."""
@@ -285,8 +335,6 @@ class RedisStore(Store):
                 raise
             self._fall_back("the server runs no scripts")
             return FELL_BACK
-        if self._direct is None and self._set_get:
-            self._direct = self._wire
         return reply
 
     async def read(self, key: str) -> Stored | None:
@@ -318,7 +366,11 @@ class RedisStore(Store):
             return await self._guarded.swap(
                 key, expected, value, ttl_ms, exact=exact, or_absent=or_absent, left_ms=left_ms
             )
-        return Swap(reply[0] == 1, reply[1] if len(reply) > 1 else None)
+        swap = Swap(reply[0] == 1, reply[1] if len(reply) > 1 else None)
+        # Not a release: lost, it costs a lease. A repetition that finds what it wants to write counts no sooner.
+        if self._replicas is not None and (exact or or_absent) and (swap.written or swap.found == value):
+            await self._replicas.confirm(key, value)
+        return swap
 
     async def remove(self, key: str, expected: bytes, *, exact: bool) -> bool:
         """``lua/remove.lua``; see :meth:`Store.remove`."""
@@ -333,6 +385,8 @@ class RedisStore(Store):
         return self._plain
 
     def _fall_back(self, why: str) -> None:
+        if self._wait_replicas:
+            raise ConfigurationError(f"wait_replicas needs Redis or Valkey with scripts: {why}")
         if self._plain is None:
             from .guarded import Guarded  # noqa: PLC0415 - few need it, and all would wait for its import
 

@@ -40,8 +40,8 @@ UNWRITABLE: Final = frozenset({"OOM", "MISCONF", "NOREPLICAS", NO_CLUSTER})
 """Refusals that last until an operator acts, and are not about the command."""
 
 HINTS: Final = {
-    "NOPERM": "; the user needs SET, GET, PTTL, DEL, EVAL and EVALSHA on the keys of the prefix, in a cluster also "
-    "CLUSTER SLOTS and ASKING, and COMMAND for a client that was brought",
+    "NOPERM": "; the user needs SET, GET, PTTL, DEL, EVAL and EVALSHA on the keys of the prefix, with wait_replicas also "
+    "WAIT and PEXPIRE, in a cluster also CLUSTER SLOTS and ASKING, and COMMAND for a client that was brought",
     "WRONGTYPE": "; the key holds another Redis type than a string: use another prefix, or delete it",
     "NOAUTH": "; check the user name and the password",
     NO_CLUSTER: "; leave out cluster=True, or use redis.asyncio.Redis",

@@ -146,7 +146,7 @@ def test_redirection(word: str, address: str, host: str) -> None:
         (
             exceptions.NoPermissionError("no permissions"),
             StoreError,
-            "EVALSHA on the keys of the prefix, in a cluster also",
+            "EVALSHA on the keys of the prefix, with wait_replicas",
         ),
         (exceptions.ResponseError("WRONGTYPE wrong kind"), StoreError, "another Redis type"),
         (exceptions.AuthenticationError("WRONGPASS"), StoreError, "check the user name and the password$"),
