@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import functools
+import re
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -68,6 +69,7 @@ async def pair(request: pytest.FixtureRequest, pair_of: Callable[[str], Pair]) -
     master, replica = pair_of(require(*getattr(request, "param", BINARIES)))
     master.reset()
     await in_step(master)
+    assert master.command("CONFIG", "RESETSTAT") == "+OK"
     yield master, replica
     replica.resume()
 
@@ -87,6 +89,12 @@ async def get(server: Server, key: str = "k") -> Any:
     """Return what a server has under a key."""
     async with Redis.from_url(server.url) as client:
         return await client.get(PREFIX + key)
+
+
+def waits(server: Server) -> int:
+    """Return how often a server was told to wait since the last reset."""
+    found = re.search(r"cmdstat_wait:calls=(\d+)", server.text("INFO", "commandstats"))
+    return 0 if found is None else int(found[1])
 
 
 async def until(condition: Any) -> None:
@@ -136,10 +144,12 @@ async def test_what_counts_is_on_the_replica(store: RedisStore, pair: Pair) -> N
     await store.claim("other", lease=30, ttl=3600)
     async with Redis.from_url(master.url) as client:
         await client.pexpire(PREFIX + "other", 3_569_000)
+    assert waits(master) == 4
     taken = await store.claim("other")
     assert isinstance(taken, Claimed)
     assert taken.attempt == 2
     assert taken.owner.encode() in await get(replica, "other")
+    assert waits(master) == 5, "its lock waits for nobody"
 
 
 async def test_waiting_changes_nothing(store: RedisStore, pair: Pair) -> None:
@@ -187,18 +197,18 @@ async def test_a_record_that_is_there_is_answered_without_replicas(store: RedisS
         await writing
 
 
-async def test_cancelled_while_replicas_are_waited_for(store: RedisStore, pair: Pair) -> None:
-    """A caller who is cancelled there leaves no key behind, and does not wait for the replicas."""
+async def test_cancelled_while_replicas_are_waited_for(pair: Pair, store_at: StoreFactory) -> None:
+    """A caller who is cancelled there leaves no key behind, and neither it nor its undo waits for the replicas."""
     pair[1].pause()
-    async with RedisStore.from_url(pair[0].url) as other:
+    async with store_at(pair[0].url, wait_replicas=1) as store, RedisStore.from_url(pair[0].url) as other:
         claiming = asyncio.create_task(store.claim("k"))
         await until(lambda: other.get("k"))
         claiming.cancel()
-        await asyncio.wait((claiming,))
+        await asyncio.wait((claiming,))  # within 0.5 s, where the replicas are waited for twice as long
         assert claiming.cancelled()
         assert await other.get("k") is None
-    pair[1].resume()
-    assert isinstance(await store.claim("k"), Claimed)
+        pair[1].resume()
+        assert isinstance(await store.claim("k"), Claimed)
 
 
 async def test_completion_is_reported_and_repeated(store: RedisStore, pair: Pair) -> None:
@@ -387,10 +397,10 @@ async def test_local_cache(store: RedisStore, pair: Pair) -> None:
     idem = Idempotency(store, local_cache=8)
     await idem.run("before", asyncio.sleep, 0)
 
-    async def effect() -> bool:
-        return await get(pair[1]) is not None
-
-    assert await idem.run("k", effect)
+    pair[1].pause()
+    with pytest.raises(StoreUnavailableError, match="0 of 1 replicas"):
+        await idem.run("k", asyncio.sleep, 0)
+    assert await get(pair[0]) is None
 
 
 def test_next_loop(pair_of: Callable[[str], Pair], multiplex: bool) -> None:
