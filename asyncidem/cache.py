@@ -19,7 +19,7 @@ class Cache:
     """
 
     def __init__(self, size: int, clock: Callable[[], float]) -> None:
-        self._size = size
+        self.size = size
         self._clock = clock
         self._records: OrderedDict[str, tuple[float, Record]] = OrderedDict()
 
@@ -45,5 +45,5 @@ class Cache:
             return
         self._records[record.key] = (self._clock() + record.expires_in - age, record)
         self._records.move_to_end(record.key)
-        if len(self._records) > self._size:
+        if len(self._records) > self.size:
             self._records.popitem(last=False)

@@ -96,6 +96,10 @@ class Engine:
         self._hooks = hooks
         self._cache = Cache(local_cache, store.clock) if local_cache else None
 
+    def over(self, store: Store) -> Engine:
+        """Return an engine like this one over another store, with a cache of its own. What runs here, ends here."""
+        return Engine(store, self._hooks, 0 if self._cache is None else self._cache.size)
+
     def kept(self, key: str, fingerprint: str | None, annotation: Any, options: Options) -> Any:
         """Return the result that the local cache has, where there is no more to it than that; else ``MISSING``.
 

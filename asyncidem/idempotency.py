@@ -337,7 +337,7 @@ class Idempotency:
                 UserWarning,
                 stacklevel=3,
             )
-        find, call = protected.find, self._engine.call
+        find = protected.find
 
         @functools.wraps(fn)
         async def protect(*args: Any, **kwargs: Any) -> Any:
@@ -346,7 +346,7 @@ class Idempotency:
                 return found[0]
             if not kwargs:
                 kwargs = NO_KEYWORDS  # of many thousand waiters none need keep an empty one of its own
-            return await call(found, fn, args, kwargs)
+            return await self._engine.call(found, fn, args, kwargs)
 
         protect.__asyncidem__ = protected  # type: ignore[attr-defined]  # where key_for finds it
         return protect

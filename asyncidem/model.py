@@ -287,7 +287,7 @@ class RecordFormat:
     """
 
     def __init__(self, attributes: Attributes) -> None:
-        self._names = attributes
+        self.attributes = attributes
         status, expiry, progress, data, validation = (
             quote(name)
             for name in (
@@ -373,7 +373,7 @@ class RecordFormat:
         if not isinstance(parsed, dict) or not parsed:
             return None
         item = cast("dict[str, Any]", parsed)
-        names = self._names
+        names = self.attributes
         if names.status_attr not in item and "owner" not in item:
             return None
         status: Any = item.get(names.status_attr)

@@ -228,7 +228,7 @@ async def test_aclose_stops_renewing() -> None:
     store = FaultyStore.here()
     idem = Idempotency(store, lease=3)
     running = [asyncio.create_task(idem.run(key, sleeper(7))) for key in ("a", "b")]
-    stuck = store.fault("swap", before=asyncio.Event(), times=2)
+    stuck = store.fault("swap", before=asyncio.Event().wait, times=2)
     await stuck.reached.wait()
     await settle()
     assert len(asyncio.all_tasks()) == 5

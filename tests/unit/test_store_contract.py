@@ -24,7 +24,7 @@ from asyncidem import (
 )
 from asyncidem.model import Stored, Swap
 
-from faulty import Fault, FaultyStore, settle, virtual
+from faulty import FaultyStore, settle, virtual
 
 
 class SmallStore(Store):
@@ -263,7 +263,7 @@ async def test_a_completion_that_was_refused_may_be_tried_with_another_result() 
     """Of a refusal nothing is there: the next completion of the same claim writes its own bytes."""
     store = FaultyStore()
     claim = await held(store)
-    store.faults.append(Fault("swap", before=StoreError("too big")))
+    store.fault("swap", before=StoreError("too big"))
     with pytest.raises(StoreError):
         await store.complete(claim, '"big"')
     await store.complete(claim, '"small"')
