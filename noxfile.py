@@ -7,7 +7,7 @@ import nox
 
 nox.needs_version = ">=2025.5.1"
 nox.options.default_venv_backend = "uv"
-nox.options.sessions = ["lint", "types", "tests", "lowest", "coverage"]
+nox.options.sessions = ["lint", "types", "tests", "lowest", "coverage", "chaos"]
 # The matrix is what the machine has: a missing interpreter is skipped, in continuous integration too.
 nox.options.error_on_missing_interpreters = False
 nox.options.download_python = "never"
@@ -111,6 +111,14 @@ def coverage(session: nox.Session) -> None:
     data = sorted(str(path) for path in (SCRATCH / "coverage").glob("*"))
     session.run("coverage", "combine", "--keep", "--quiet", *data, env=env)
     session.run("coverage", "report", env=env)
+
+
+@nox.session
+def chaos(session: nox.Session) -> None:
+    """Break processes, networks and servers for a minute; `nox -s chaos -- --minutes 30` does so for longer."""
+    install_wheel(session)
+    env = {"PYTHONSAFEPATH": "1", "ASYNCIDEM_TEST_INSTALLED": "1"}
+    session.run("python", "-m", "pytest", "tests/chaos", "--no-summary", *session.posargs, env=env)
 
 
 @nox.session
