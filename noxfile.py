@@ -118,7 +118,7 @@ def chaos(session: nox.Session) -> None:
     """Break processes, networks and servers for a minute; `nox -s chaos -- --minutes 30` does so for longer."""
     install_wheel(session)
     env = {"PYTHONSAFEPATH": "1", "ASYNCIDEM_TEST_INSTALLED": "1"}
-    session.run("python", "-m", "pytest", "tests/chaos", "--no-summary", *session.posargs, env=env)
+    session.run("python", "-m", "pytest", "tests/chaos", *session.posargs, env=env)
 
 
 @nox.session

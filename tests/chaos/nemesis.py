@@ -172,7 +172,7 @@ class Nemesis:
         ]
 
     async def rage(self, seconds: float) -> None:
-        """Run all lanes for some seconds, and until their last faults have healed."""
+        """Run all lanes for some seconds, until each has had all of its kinds and its last fault has healed."""
         end = asyncio.get_running_loop().time() + seconds
         async with asyncio.TaskGroup() as group:
             for name, faults, gap in self.lanes:
@@ -183,7 +183,7 @@ class Nemesis:
         first = random.Random(pick.random()).sample(sorted(faults), len(faults))  # each kind once, then any
         while True:
             await asyncio.sleep(pick.uniform(*gap))
-            if loop.time() >= end:
+            if loop.time() >= end and not first:
                 return
             kind = first.pop() if first else pick.choice(sorted(faults))
             self.victim.note("fault", kind=kind)
