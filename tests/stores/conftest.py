@@ -10,7 +10,19 @@ import pytest
 
 from conftest import require
 from servers import BINARIES, Cluster, Server
-from stores.stores_under_test import CLUSTERS, KINDS, SERVERS, Subject, make_subject
+from stores.stores_under_test import CLUSTERS, KINDS, SERVERS, TWINS, WANTED, Subject, make_subject
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out kinds that this run does not want, and of twins what their primitives do not decide."""
+    kept, left_out = [], []
+    for item in items:
+        kind = getattr(item, "callspec", None) and item.callspec.params.get("subject")  # type: ignore[attr-defined]
+        above = "test_conformance" in item.nodeid and "test_conformance_primitives" not in item.nodeid
+        unwanted = kind is not None and (kind not in WANTED or (above and kind in TWINS))
+        (left_out if unwanted else kept).append(item)
+    items[:] = kept
+    config.hook.pytest_deselected(items=left_out)
 
 
 @pytest.fixture(scope="session")

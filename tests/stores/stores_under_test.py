@@ -1,6 +1,7 @@
 """Every kind of store, each with a back door to its bytes, so that one suite can hold them all to one contract."""
 
 import asyncio
+import os
 import re
 import time
 from abc import ABC, abstractmethod
@@ -20,16 +21,26 @@ HOUR: Final = 3_600_000
 Client: TypeAlias = redis.asyncio.Redis | redis.asyncio.RedisCluster
 
 CLUSTERS: Final = ("cluster", "cluster-plain")
-SERVERS: Final = ("valkey", "redis", "valkey-plain", *CLUSTERS)
+SERVERS: Final = ("valkey", "redis", "redis-8", "redis-6", "valkey-plain", *CLUSTERS)
 FAKES: Final = ("decoded", "fake", "fake-without-lua", "fake-6.2")
 CLIENTS: Final = ("client", "client-without-pttl")
 GUARDED: Final = ("fake-without-lua", *CLIENTS)
+OLD: Final = ("redis-6", "fake-6.2")
 KINDS: Final = ("memory", *SERVERS, *FAKES, *CLIENTS)
 """
+redis: 7.0, where it is Debian's; redis-8: 8.2; redis-6: 6.2, which refuses SET with NX and GET (script mode);
 valkey-plain, cluster-plain: with `multiplex=False`; decoded: over a client with `decode_responses=True`; fake: fakeredis;
-fake-without-lua: it knows no scripts (lock mode); fake-6.2: it refuses SET with NX and GET (script mode); client: a
-user's own with only `get`, `set`, `delete` and `pttl`.
+fake-without-lua: it knows no scripts (lock mode); fake-6.2: it is as old as redis-6; client: a user's own with only
+`get`, `set`, `delete` and `pttl`.
 """
+
+TWINS: Final = ("valkey-plain", "cluster-plain", "decoded", "fake-6.2")
+"""Their commands go another way than those of a kind that is beside them, valkey, cluster and redis-6: they are held to
+the contract of the primitives. What stands on the primitives never learns the difference.
+"""
+
+WANTED: Final = frozenset(os.environ.get("ASYNCIDEM_TEST_KINDS", ",".join(KINDS)).split(","))
+"""The kinds of this run: one interpreter runs them all, and the others need not repeat what only servers differ in."""
 
 
 class Subject(ABC):
