@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Generator, Iterator
 
 import pytest
+from hypothesis import settings
 
 from asyncidem import RedisStore
 
@@ -13,6 +14,10 @@ from servers import BINARIES, Cluster, Server, find_binary, server_version
 
 ServerFactory = Callable[..., Server]
 StoreFactory = Callable[..., RedisStore]
+
+# `pytest --hypothesis-profile=thorough`: ten times as many examples of every property. In continuous integration
+# Hypothesis takes its own profile, which is the same examples in every run; whatever fails says how to run it again.
+settings.register_profile("thorough", max_examples=1_000, deadline=None)
 
 
 def require(*kinds: str) -> str:

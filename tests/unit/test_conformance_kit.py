@@ -13,7 +13,8 @@ from asyncidem.model import LEFT_UNKNOWN, Stored, Swap
 from asyncidem.testing import ConformanceError, ManualClock, StoreConformance, conformance
 
 from faulty import virtual
-from stores.broken_stores import BROKEN, PutReadsThenWrites, ReadCannotBeEnded
+from stores.broken_answers import BROKEN, ReadCannotBeEnded
+from stores.broken_stores import PutReadsThenWrites
 
 
 def kit(kind: type[MemoryStore], **options: Any) -> StoreConformance:
