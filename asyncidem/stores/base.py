@@ -42,7 +42,7 @@ import functools
 import time
 from collections.abc import Awaitable, Callable
 from types import TracebackType
-from typing import Any, Protocol, Self, get_args
+from typing import Any, Final, Protocol, Self, get_args
 
 from ..durations import MAX_MS, Duration, to_ms
 from ..errors import ConfigurationError, LeaseLostError, StoreError, StoreUnavailableError
@@ -64,6 +64,10 @@ from .ownership import refuse_other
 from .primitives import Within
 
 __all__ = ["Companion", "Store"]
+
+
+ENGINES: Final = frozenset({"acquire", "finish", "look", "release_soon"})
+"""Methods that the engine calls."""
 
 
 class Companion(Protocol):
@@ -90,7 +94,7 @@ class Store(Claiming):
                 ...
 
     A subclass calls ``super().__init__``. ``acquire``, ``finish``, ``look``, ``release_soon``, ``companions``, ``format``,
-    ``clock`` and ``wall`` are the engine's; their names are taken.
+    ``clock`` and ``wall`` are the engine's; their names are taken, and so are those of the private methods.
 
     Args:
         prefix: put before every key.
@@ -128,6 +132,20 @@ class Store(Claiming):
             wall=wall,
         )
         self.companions: dict[Any, Companion] = {}
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        """Refuse a class that would replace a part of the lifecycle, perhaps one that only a takeover or an undo needs.
+
+        Raises:
+            ConfigurationError: it defines a method under a name that is taken.
+        """
+        super().__init_subclass__(**options)
+        for name in vars(cls):
+            private = name.startswith("_") and not name.startswith("__") and name != "_abc_impl"
+            if (private and hasattr(Store, name)) or name in ENGINES:
+                raise ConfigurationError(
+                    f"{cls.__name__}.{name} would replace a method that every store needs; give it another name"
+                )
 
     async def claim(
         self, key: str, *, lease: Duration = 30, ttl: Duration = 86_400, fingerprint: str | None = None

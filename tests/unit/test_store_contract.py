@@ -47,6 +47,14 @@ class SmallStore(Store):
         return await self.inner.remove(key, expected, exact=exact)
 
 
+@pytest.mark.parametrize("name", ["_write", "_put", "_stored", "_settle", "acquire", "finish", "look", "release_soon"])
+def test_a_store_cannot_replace_what_the_lifecycle_needs(name: str) -> None:
+    """A helper of the same name would be found by the first takeover: it is refused where the class is defined."""
+    with pytest.raises(ConfigurationError, match=f"MyStore.{name} would replace a method that every store needs"):
+        type("MyStore", (SmallStore,), {name: print})
+    type("MyStore", (SmallStore,), {"_mine": 1, "__slots__": (), "claim": SmallStore.claim})
+
+
 class Stop(BaseException):
     """What interrupts a process."""
 
