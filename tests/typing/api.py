@@ -6,6 +6,7 @@ signature that is lost fails the check.
 
 # pyright: strict, reportUnnecessaryTypeIgnoreComment=true
 
+import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import timedelta
 from typing import Any, assert_never, assert_type
@@ -30,9 +31,11 @@ from asyncidem import (
     Replay,
     State,
     Store,
+    StoreUnavailableError,
     current_operation,
 )
 from asyncidem.model import Stored, Swap
+from asyncidem.testing import FaultyStore, ManualClock, StoreConformance, use_store
 
 store = MemoryStore()
 idem = Idempotency(store, namespace="payments", lease=30, ttl=timedelta(days=1))
@@ -327,6 +330,28 @@ class DictStore(Store):
     async def remove(self, key: str, expected: bytes, *, exact: bool) -> bool:
         """Compare and delete."""
         return exact
+
+
+async def tested(idem: Idempotency) -> None:
+    """Use what is there for tests."""
+    clock = ManualClock()
+    await StoreConformance(MemoryStore).run()
+    await StoreConformance(DictStore, advance=clock.advance, timeout=timedelta(seconds=30)).run()
+    await StoreConformance(made, advance=asyncio.sleep).run()
+    StoreConformance(dict)  # type: ignore[arg-type]
+    with use_store(idem, FaultyStore(MemoryStore(clock=clock.monotonic, wall=clock.wall), turns=1)) as store:
+        assert_type(store, FaultyStore)
+        fault = store.fault("swap", before=StoreUnavailableError("down"), after=0.5, times=None)
+        store.fault("read", before=asyncio.Event().wait, when=lambda key, value: key == "k" and value == b"")
+        store.fault("delete")  # type: ignore[arg-type]
+        await fault.reached.wait()
+        assert_type(store.calls[0].key, str)
+    use_store(MemoryStore(), MemoryStore())  # type: ignore[arg-type]
+
+
+async def made() -> Store:
+    """Make a store."""
+    return DictStore()
 
 
 class HalfStore(Store):
