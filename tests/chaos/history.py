@@ -13,7 +13,7 @@ stored      the store acknowledged the completion; `unsure`: it did not
 ==========  ============================================================================================================
 
 and of the processes `spawned`, `ready`, `killed`, `hung` and `exited` (with `code` and `stderr`), `unhandled` (an exception that
-reached the loop), `fault` (`kind`).
+reached the loop), `fault` (`kind`), and `carried` out, of a `kind` that needs the servers' consent.
 
 All that is concluded is certain, whatever the delays between an event and its line in the log: a lease counts as held
 only from when its owner knew of it until when its server cannot have ended it before; a completion only from when
@@ -224,6 +224,9 @@ class _History:
     def _fault(self, event: Mapping[str, Any]) -> None:
         self.figures[f"fault: {event['kind']}"] += 1
         self.figures["faults"] += 1
+
+    def _carried(self, event: Mapping[str, Any]) -> None:
+        self.figures[f"carried out: {event['kind']}"] += 1
 
     def _breach(self, kind: str, key: str, text: str) -> None:
         self.violations.append(Violation(kind, key, text))

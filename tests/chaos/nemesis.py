@@ -257,7 +257,7 @@ class Nemesis:
         replica = pick.choice(replicas)
         reply = await asyncio.to_thread(replica.command, "CLUSTER", "FAILOVER")
         if reply == "+OK" and await until(lambda: "role:master" in replica.text("INFO", "replication"), 6):
-            self.victim.note("fault", kind="failover carried out")
+            self.victim.note("carried", kind="failover")
 
     async def kill_master(self, pick: random.Random) -> None:
         """Kill a master whose replica has all that was acknowledged, and let that one take its place.
@@ -284,7 +284,7 @@ class Nemesis:
         await asyncio.to_thread(replica.command, "CLUSTER", "FAILOVER", "TAKEOVER")
         await asyncio.sleep(pick.uniform(0, 0.5))
         await asyncio.to_thread(master.start)
-        self.victim.note("fault", kind="master kill carried out")
+        self.victim.note("carried", kind="master killed")
 
     async def settled(self) -> None:
         """Wait until all nodes are there, know one another and replicate.

@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import random
+import signal
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -144,7 +145,7 @@ class Workers(Victim):
             async with asyncio.timeout(ENDS_WITHIN):
                 code = await process.wait()
         except TimeoutError:
-            process.send_signal(10)  # SIGUSR1: it writes where it is
+            process.send_signal(signal.SIGUSR1)  # it writes where it is
             await asyncio.sleep(0.5)
             process.kill()
             code = await process.wait()

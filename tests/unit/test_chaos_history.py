@@ -111,7 +111,10 @@ HONEST = {
     "a call that was cancelled": call("a", 0) + raised("a", 0.1, "CancelledError", "cancelled"),
     "a killed worker's call": process("killed") + call("a.1", 0),
     "a killed worker": process("spawned") + process("killed") + process("exited", code=-9, stderr="", t=1),
-    "a fault and a warning": process("fault", kind="failover") + process("log", text="lease_lost") + process("ready"),
+    "a fault and a warning": process("fault", kind="failover")
+    + process("carried", kind="failover")
+    + process("log", text="lease_lost")
+    + process("ready"),
 }
 
 
@@ -217,9 +220,17 @@ def test_what_was_tried_is_counted() -> None:
     zombie = call("z", 0, key="other") + begin("z", 0, key="other")
     after = call("y", 1, key="other") + begin("y", 1.1, attempt=2, key="other") + end("y", 1.2, "kept")
     told = end("z", 2) + raised("z", 2.1, "LeaseLostError") + raised("y", 2.1, "TimedOut", "handler")
-    report = check(takeover + zombie + after + told + process("fault", kind="failover"))
+    faults = process("fault", kind="failover") + process("carried", kind="failover")
+    report = check(takeover + zombie + after + told + faults)
     expected = {"operations": 5, "effects": 4, "replays": 1, "takeovers": 2, "zombies": 1, "zombies told": 1}
-    expected |= {"faults": 1, "fault: failover": 1, "keys": 2, "violations": 0, "operations by run": 5}
+    expected |= {
+        "carried out: failover": 1,
+        "faults": 1,
+        "fault: failover": 1,
+        "keys": 2,
+        "violations": 0,
+        "operations by run": 5,
+    }
     assert {name: report.figures[name] for name in expected} == expected
 
 
