@@ -15,8 +15,10 @@ nox.options.stop_on_first_error = False
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
-# Each worker has servers of its own.
-PARALLEL = ("--numprocesses", "auto", "--maxprocesses", "4", "--quiet")
+# Each worker has servers of its own, but the cluster: its tests are all one worker's.
+PARALLEL = ("--numprocesses", "auto", "--maxprocesses", "4", "--dist", "loadgroup", "--quiet")
+# The whole matrix of stores and servers is the first interpreter's; the others run one of each sort.
+FEW_KINDS = "memory,valkey,cluster,fake,fake-without-lua,client"
 EXTRAS = ",".join(PYPROJECT["project"]["optional-dependencies"])
 # Inside nox's own directory: nothing of a run is left in the tree.
 SCRATCH = Path(".nox/.scratch").resolve()
@@ -45,7 +47,7 @@ def install_wheel(session: nox.Session, *more: str) -> None:
     session.install(wheel, *group("test"), *more)
 
 
-def run_tests(session: nox.Session) -> None:
+def run_tests(session: nox.Session, *, all_kinds: bool) -> None:
     """Run the suite against the installed wheel and keep its coverage apart from that of other sessions."""
     data = SCRATCH / "coverage" / session.name
     shutil.rmtree(data, ignore_errors=True)
@@ -56,6 +58,8 @@ def run_tests(session: nox.Session) -> None:
         "ASYNCIDEM_TEST_INSTALLED": "1",
         "COVERAGE_FILE": str(data / ".coverage"),
     }
+    if not all_kinds:
+        env["ASYNCIDEM_TEST_KINDS"] = FEW_KINDS
     session.run("python", "-m", "coverage", "run", "-m", "pytest", *PARALLEL, *session.posargs, env=env)
 
 
@@ -86,10 +90,10 @@ def build(session: nox.Session) -> None:
 
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
-    """Run the suite on every interpreter found, against every server found."""
+    """Run the suite on every interpreter found, and on the first one against every kind of store and server."""
     session.notify("coverage")
     install_wheel(session)
-    run_tests(session)
+    run_tests(session, all_kinds=session.python == PYTHONS[0])
 
 
 @nox.session(python=PYTHONS[0])
@@ -100,7 +104,7 @@ def lowest(session: nox.Session) -> None:
     options = ("--quiet", "--no-header", "--no-annotate", "--all-extras", "--resolution", "lowest-direct")
     session.run("uv", "pip", "compile", "pyproject.toml", *options, "--output-file", str(constraints), silent=True)
     install_wheel(session, "--constraint", str(constraints))
-    run_tests(session)
+    run_tests(session, all_kinds=False)
 
 
 @nox.session

@@ -89,6 +89,14 @@ def store_at(multiplex: bool) -> StoreFactory:
     return functools.partial(RedisStore.from_url, multiplex=multiplex)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let one worker have all tests of the cluster: six servers, and seconds until they have found each other."""
+    for item in items:
+        subject = getattr(item, "callspec", None) and item.callspec.params.get("subject")  # type: ignore[attr-defined]
+        if "cluster" in getattr(item, "fixturenames", ()) or "cluster" in str(subject):
+            item.add_marker(pytest.mark.xdist_group("cluster"))
+
+
 def pytest_collection_finish() -> None:
     """Leave what is there before the first test out of all collections: many tests collect, and would search it all."""
     gc.collect()
