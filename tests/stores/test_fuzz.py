@@ -181,7 +181,7 @@ async def deleted_over(store: Store, key: str, value: bytes) -> str:
 def test_any_bytes_under_a_key(stores: Stores, act: Any) -> None:
     """They are a documented outcome and stay, or an orphan and are taken over; in memory and on a server alike."""
 
-    @settings(max_examples=max(50, settings.default.max_examples), deadline=None)
+    @settings(max_examples=max(50, settings.default.max_examples // 2), deadline=None)
     @given(values)
     @example(b"")
     @example(b"[" * 100_000)
@@ -255,7 +255,7 @@ async def refused(store: Store, key: Any, error: type[Exception]) -> None:
 def test_any_text_is_a_key(stores: Stores) -> None:
     """What is UTF-8 lives its life and leaves its neighbours alone; of the rest nothing is sent."""
 
-    @settings(max_examples=max(50, settings.default.max_examples), deadline=None)
+    @settings(max_examples=max(50, settings.default.max_examples // 2), deadline=None)
     @given(keys)
     @example("")
     @example("\ud800")

@@ -206,5 +206,5 @@ def world(redis_url: str) -> Iterator[World]:
 @pytest.mark.parametrize("server_kind", ["valkey"], indirect=True)
 def test_model_memory_and_server_agree(world: World) -> None:
     """Whatever is claimed, renewed, completed, released, deleted, lost and waited for, all three say the same."""
-    few = settings(max_examples=max(10, settings.default.max_examples // 2), stateful_step_count=40, deadline=None)
+    few = settings(max_examples=max(10, settings.default.max_examples // 3), stateful_step_count=40, deadline=None)
     run_state_machine_as_test(lambda: Machine(world), settings=few)  # type: ignore[no-untyped-call]

@@ -13,6 +13,7 @@ from asyncidem.model import LEFT_UNKNOWN, Stored, Swap
 from asyncidem.testing import ConformanceError, ManualClock, StoreConformance, conformance
 
 from faulty import virtual
+from loops import run_virtual
 from stores.broken_answers import BROKEN, ReadCannotBeEnded
 from stores.broken_stores import PutReadsThenWrites
 
@@ -33,20 +34,22 @@ def kit(kind: type[MemoryStore], **options: Any) -> StoreConformance:
 
 
 @pytest.mark.parametrize(("kind", "words"), BROKEN, ids=lambda value: getattr(value, "__name__", ""))
-@virtual
-async def test_a_broken_store_is_rejected(kind: type[MemoryStore], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_store_is_rejected(kind: type[MemoryStore], words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It is reported by what it does wrong, in a sentence of its own."""
     monkeypatch.setattr(conformance, "CHECK_WITHIN", 0.05)
-    if kind is ReadCannotBeEnded:
-        kind.over = asyncio.Event()
-    with pytest.raises(ConformanceError) as caught:
-        await kit(kind).run()
-    if kind is ReadCannotBeEnded:
-        kind.over.set()
+
+    async def check() -> None:
+        over = ReadCannotBeEnded.over = asyncio.Event()
+        with pytest.raises(ConformanceError) as caught:
+            await kit(kind).run()
+        over.set()
         await asyncio.sleep(0.1)
-    assert any(words in breach for breach in caught.value.breaches), str(caught.value)
-    assert str(caught.value).startswith(f"{kind.__name__} breaks the contract of a store in ")
-    assert all(breach in str(caught.value) for breach in caught.value.breaches)
+        assert any(words in breach for breach in caught.value.breaches), str(caught.value)
+        assert str(caught.value).startswith(f"{kind.__name__} breaks the contract of a store in ")
+        assert all(breach in str(caught.value) for breach in caught.value.breaches)
+        assert asyncio.all_tasks() == {asyncio.current_task()}, "nothing of it is left"
+
+    run_virtual(check())
 
 
 class Suspending(MemoryStore):
