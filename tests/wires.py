@@ -258,7 +258,7 @@ class FakeRoutes:
         self.after_refresh: FakeNode | None = None
         self.resets: list[bool] = []
 
-    def find(self, _: str) -> FakeNode | None:
+    def find(self, _: str, *, trust: bool = False) -> FakeNode | None:
         return self.first
 
     def named(self, name: str) -> FakeNode | None:

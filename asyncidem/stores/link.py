@@ -302,7 +302,7 @@ class WireLink(Link):
             left = (call_deadline.get() or math.inf) - time.monotonic()
             async with asyncio.timeout(min(left, self._silence)):
                 await self._routes.refresh(self._silence)
-            node = self._routes.find(key)
+            node = self._routes.find(key, trust=True)
             if node is None:
                 raise exceptions.ClusterDownError("no node of the cluster serves the slot of the key")
         progress.node = node

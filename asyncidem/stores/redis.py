@@ -329,13 +329,16 @@ class RedisStore(Store):
         if self._wire is None or self._plain is not None:
             return FELL_BACK
         try:
-            reply = await self._wire.run(script, key, *args, large=large)
+            return await self._wire.run(script, key, *args, large=large)
         except StoreError as error:
-            if not refusal(error.__cause__).startswith("unknown command"):
-                raise
-            self._fall_back("the server runs no scripts")
-            return FELL_BACK
-        return reply
+            return self._without_scripts(error)
+
+    def _without_scripts(self, error: StoreError) -> object:
+        """Fall back if ``error`` says that the server runs no scripts; raise it if it says anything else."""
+        if not refusal(error.__cause__).startswith("unknown command"):
+            raise error
+        self._fall_back("the server runs no scripts")
+        return FELL_BACK
 
     async def read(self, key: str) -> Stored | None:
         """``GET`` and ``PTTL`` in one round trip; see :meth:`Store.read`."""
@@ -361,7 +364,15 @@ class RedisStore(Store):
         left = "" if left_ms is None else left_ms
         args = (expected, value, ttl_ms, int(exact), int(or_absent), left)
         # Only what an owner completes with is large; all else of a key goes over one connection, in its order.
-        reply = await self._run(self._swap_script, key, *args, large=len(value) >= LARGE)
+        large = len(value) >= LARGE
+        reply: Any
+        if self._direct is None:
+            reply = await self._run(self._swap_script, key, *args, large=large)
+        else:  # the same, and a coroutine less on the way of every call
+            try:
+                reply = await self._direct.run(self._swap_script, key, *args, large=large)
+            except StoreError as error:
+                reply = self._without_scripts(error)
         if reply is FELL_BACK:
             return await self._guarded.swap(
                 key, expected, value, ttl_ms, exact=exact, or_absent=or_absent, left_ms=left_ms

@@ -61,8 +61,8 @@ class Routes(ABC):
     """Whether redirections are followed."""
 
     @abstractmethod
-    def find(self, key: str, /) -> Node | None:
-        """Return the node of ``key``; None if ``refresh`` must be awaited first."""
+    def find(self, key: str, /, *, trust: bool = False) -> Node | None:
+        """Return the node of ``key``; None if ``refresh`` must be awaited first, or with ``trust`` if there is none."""
 
     @abstractmethod
     def named(self, name: str, /) -> Node | None:
@@ -125,7 +125,7 @@ class SingleRoute(Routes):
         self.tls = _uses_tls(getattr(self._pool, "connection_class", None))
         self.cluster = False
 
-    def find(self, _: str) -> Node:
+    def find(self, _: str, *, trust: bool = False) -> Node:  # noqa: ARG002 - it is always trusted
         """Return the only node."""
         return self._node
 
@@ -204,9 +204,13 @@ class ClusterRoutes(Routes):
         self.tls = _uses_tls(options.get("connection_class"))
         self.cluster = True
 
-    def find(self, key: str) -> Node | None:
-        """Return the master of the key's slot; None if the topology must be read first."""
-        if self._stale:
+    def find(self, key: str, *, trust: bool = False) -> Node | None:
+        """Return the master of the key's slot; None if the topology must be read first.
+
+        With ``trust`` it was: what others have met since then is no reason to read it again before this one has tried,
+        or each of many that fail at a time would send all the others to read once more.
+        """
+        if self._stale and not trust:
             return None
         node = None
         if self._moved and (name := self._moved.get(self._client.keyslot(key))) is not None:
@@ -216,7 +220,7 @@ class ClusterRoutes(Routes):
                 node = self._client.get_node_from_key(key)
             except exceptions.RedisClusterException:  # a slot that no node serves, now
                 return None
-        return None if node.name in self._doubted else self._wrap(node)
+        return None if node.name in self._doubted and not trust else self._wrap(node)
 
     def named(self, name: str) -> Node | None:
         """Return the node with this address; None if a reading since has shown that there is none."""

@@ -156,6 +156,17 @@ async def test_slot_that_nobody_serves(routes: ClusterRoutes, client: Client) ->
     assert name_of(routes, 25) == "b:1"
 
 
+async def test_doubts_of_others_after_a_reading(routes: ClusterRoutes) -> None:
+    """Who has waited for a reading goes to the node that it found, whatever others have met there since."""
+    node = routes.find("15")
+    routes.heed("CLUSTERDOWN", exceptions.ClusterDownError(""), node)
+    assert routes.find("15") is None
+    await routes.refresh(9)
+    routes.heed("", ConnectionError(), node)
+    routes.heed("MOVED", exceptions.MovedError("3 :0"), node)
+    assert [routes.find("15"), routes.find("15", trust=True), routes.find("25", trust=True)] == [None, node, None]
+
+
 async def test_vanished_nodes_are_forgotten(routes: ClusterRoutes, client: Client) -> None:
     """A node that has left is forgotten with what belongs to it; under its name another may come."""
     old = routes.find("15")
