@@ -131,3 +131,10 @@ def bench(session: nox.Session) -> None:
     project = PYPROJECT["project"]["name"]
     session.install(f"{project} @ {built(session).as_uri()}", *group("bench"))
     session.run("python", "tests/benchmarks/bench.py", *session.posargs, env={"PYTHONSAFEPATH": "1"})
+
+
+@nox.session
+def schedules(session: nox.Session) -> None:
+    """Explore schedules beyond what the tests do: `nox -s schedules -- --minutes 30`."""
+    install_wheel(session)
+    session.run("python", "tests/schedules/explore.py", *session.posargs, env={"PYTHONSAFEPATH": "1"})
