@@ -7,12 +7,15 @@ import asyncio
 import functools
 import json
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 from asyncidem import IdempotencyError, LeaseLostError, StoreUnavailableError
 
 from schedules.processes import Process
 from schedules.server import Request, Value, actor_of
+
+Cancelled: TypeAlias = Literal["", "once", "at every await"]
+"""How a call was cancelled; there may be no await left at which that would arrive."""
 
 
 class Lease(Protocol):
@@ -21,7 +24,9 @@ class Lease(Protocol):
     owner: str
     attempt: int
     _deadline: float
-    _settled: str
+
+    @property
+    def _settled(self) -> str: ...
 
 
 class Boom(Exception):  # noqa: N818 - what a handler raises
@@ -200,7 +205,7 @@ class Ended(NamedTuple):
     result: Any
     error: BaseException | None
     events: list[str]
-    cancelled: Literal["", "once", "at every await"]  # of which there may be none left
+    cancelled: Cancelled
 
 
 @functools.lru_cache(maxsize=4096)

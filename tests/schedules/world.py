@@ -15,7 +15,7 @@ from asyncidem import Event, Idempotency, Store, current_operation
 from asyncidem.cancellation import LINGER
 from asyncidem.model import LOCK_MS, Attributes, RecordFormat
 
-from schedules.law import Boom, Breach, Ended, Law, Lease, record_in
+from schedules.law import Boom, Breach, Cancelled, Ended, Law, Lease, record_in
 from schedules.network import KEY, Command
 from schedules.plan import FREE, Call, Option, Scenario
 from schedules.processes import WALL, Process
@@ -367,7 +367,8 @@ class World:
     # -- callers and handlers -------------------------------------------------------------------------------------------
 
     async def _caller(self, call: Call) -> None:
-        result, error = None, None
+        result: Any = None
+        error: BaseException | None = None
         run = self.scenario.run or _run_operation
         try:
             if self.scenario.anyio:
@@ -378,7 +379,7 @@ class World:
                 result = await run(self, call)
         except BaseException as caught:
             error = caught
-        cancelled = "" if call.cancelled_at is None else "at every await" if self.scenario.anyio else "once"
+        cancelled: Cancelled = "" if call.cancelled_at is None else "at every await" if self.scenario.anyio else "once"
         self.law.ended(Ended(call.label, call.effect, result, error, call.events, cancelled))
 
     async def handle(self, call: Call, claim: Lease) -> str:
