@@ -210,7 +210,7 @@ class Engine:
         if isinstance(error, options.replay_exceptions):
             await self._complete(op, None, "exception", describe(error), None, error)
         elif _choice(options, error) == "release":
-            await self._release(op)
+            await self._release(op, cancelled=not isinstance(error, Exception))
         else:
             self._ended(op, None)
 
@@ -422,12 +422,17 @@ class Engine:
         if stored and self._hooks:
             self.tell("completed", op)
 
-    async def _release(self, op: Operation) -> None:
+    async def _release(self, op: Operation, *, cancelled: bool) -> None:
         assert op._claim is not None
         free = False
         try:
-            await self.store.release(op._claim)
-            free = True
+            if cancelled:
+                free = await self.store.release_cancelled(op._claim)
+                if not free:
+                    self.tell("release_failed", op, warning=True)
+            else:
+                await self.store.release(op._claim)
+                free = True
         except StoreError as trouble:  # the handler's own exception says more; the lease frees the key
             self.tell("release_failed", op, trouble, warning=True)
         finally:

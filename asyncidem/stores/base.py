@@ -44,6 +44,7 @@ from collections.abc import Awaitable, Callable
 from types import TracebackType
 from typing import Any, Final, Protocol, Self, get_args
 
+from ..cancellation import linger
 from ..durations import MAX_MS, Duration, to_ms
 from ..errors import ConfigurationError, LeaseLostError, StoreError, StoreUnavailableError
 from ..keys import check_key, lock_of
@@ -93,8 +94,9 @@ class Store(Claiming):
             case Mismatch():
                 ...
 
-    A subclass calls ``super().__init__``. ``acquire``, ``finish``, ``look``, ``release_soon``, ``companions``, ``format``,
-    ``clock`` and ``wall`` are the engine's; their names are taken, and so are those of the private methods.
+    A subclass calls ``super().__init__``. ``acquire``, ``finish``, ``look``, ``release_soon``, ``release_cancelled``,
+    ``companions``, ``format``, ``clock`` and ``wall`` are the engine's; their names are taken, and so are those of the
+    private methods.
 
     Args:
         prefix: put before every key.
@@ -211,6 +213,23 @@ class Store(Claiming):
             return  # nothing releases a key whose result is on its way
         claim._settled = "released"
         await self._settle(claim, self._give_back)
+
+    async def release_cancelled(self, claim: Claimed) -> bool:
+        """Release for a caller that is being cancelled: after ``LINGER`` seconds that goes on in the background.
+
+        Returns:
+            Whether the store has acknowledged it.
+        """
+        acknowledged = False
+
+        async def give_back(claim: Claimed) -> None:
+            nonlocal acknowledged
+            await self._give_back(claim)
+            acknowledged = True
+
+        claim._settled = "released"
+        await linger(self._settle_on(claim, give_back))
+        return acknowledged
 
     def release_soon(self, claim: Claimed) -> None:
         """Release without waiting, for callers that cannot await; without a running loop the lease ends the claim."""

@@ -139,6 +139,25 @@ async def test_a_base_exception_counts_as_cancellation(on_cancel: Any, error: Ba
         assert await idem.run("k", attempt) == 1
 
 
+@virtual
+async def test_a_cancelled_caller_waits_half_a_second_for_its_release() -> None:
+    """A caller cancelled in its handler outlasts a store that is silent by half a second; the release still happens."""
+    loop, events = asyncio.get_running_loop(), list[str]()
+    store = FaultyStore.here()
+    store.fault("remove", before=3.0)
+    idem = Idempotency(store, on_cancel="release", hooks=(lambda event: events.append(event.name),))
+    task = loop.create_task(idem.run("k", lambda: asyncio.sleep(1000)))
+    await asyncio.sleep(1)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert loop.time() == pytest.approx(1.5)
+    assert events == ["claimed", "release_failed"]
+    await asyncio.sleep(3)
+    assert await store.get("k") is None
+    await store.aclose()
+
+
 @pytest.mark.parametrize("wait", [None, 60])
 @pytest.mark.parametrize("on_cancel", ["keep", "release"])
 @virtual
