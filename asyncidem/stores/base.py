@@ -67,7 +67,7 @@ from .primitives import Within
 __all__ = ["Companion", "Store"]
 
 
-ENGINES: Final = frozenset({"acquire", "finish", "look", "release_soon"})
+ENGINES: Final = frozenset({"acquire", "finish", "look", "release_cancelled", "release_soon"})
 """Methods that the engine calls."""
 
 

@@ -47,7 +47,9 @@ class SmallStore(Store):
         return await self.inner.remove(key, expected, exact=exact)
 
 
-@pytest.mark.parametrize("name", ["_write", "_put", "_stored", "_settle", "acquire", "finish", "look", "release_soon"])
+@pytest.mark.parametrize(
+    "name", ["_write", "_put", "_stored", "_settle", "acquire", "finish", "look", "release_soon", "release_cancelled"]
+)
 def test_a_store_cannot_replace_what_the_lifecycle_needs(name: str) -> None:
     """A helper of the same name would be found by the first takeover: it is refused where the class is defined."""
     with pytest.raises(ConfigurationError, match=f"MyStore.{name} would replace a method that every store needs"):
