@@ -9,6 +9,8 @@ from typing import Any, Final, Self
 
 from asyncidem import Event, Idempotency, Store
 
+from servers import Server
+
 LEASE: Final = 3.0
 LONG: Final = LEASE / 3 + 0.2
 """Seconds that a handler takes whose lease must be renewed."""
@@ -59,14 +61,14 @@ class Crowd:
         self.events[event.name] += 1
 
     @property
-    def done(self) -> int:
-        """Return how many keys are through."""
-        return sum(call.ended is not None for call in self.calls)
+    def _errors(self) -> list[str]:
+        return [error for call in self.calls for error in call.errors]
 
     async def go_on(self, count: int) -> None:
-        """Wait until so many more keys that begin from now on are through."""
+        """Wait until so many more keys that begin from now on are through; fail at once with the first error."""
         began = len(self.calls)
         while sum(call.ended is not None for call in self.calls[began:]) < count:
+            assert not self._errors, "\n".join(self._errors)
             self._moved_on.clear()
             await self._moved_on.wait()
 
@@ -108,6 +110,7 @@ class Crowd:
             pass
         except Exception as error:
             path = type(getattr(idem.store, "_link", None)).__name__
+            self._moved_on.set()
             call.errors.append(f"{call.key} over {path}: {type(error).__name__}: {error}, from {error.__cause__!r}")
 
     def _effect(self, call: Call, *, slow: bool, declines: bool) -> Callable[[], Any]:
@@ -121,9 +124,19 @@ class Crowd:
 
         return effect
 
+    async def copied(self, master: Server, replica: Server) -> set[Call]:
+        """Wait until a replica has all that its master had; return the calls that were over then: it has them whole.
+
+        Of all others, whatever had not reached it is forgotten when the master dies.
+        """
+        over, written = {call for call in self.calls if call.ended is not None}, master.offset()
+        while replica.offset(replica=True) < written:
+            await asyncio.sleep(0.01)
+        return over
+
     async def check(self, *, lost: Callable[[Call], bool] = lambda _: False) -> None:
         """Replay every key, and fail with all breaches; ``lost`` says which calls the server may have forgotten."""
-        errors = [error for call in self.calls for error in call.errors]
+        errors = self._errors
         kept = [call for call in self.calls if not (lost(call) or call.errors)]
         for call in kept:
             if call.effects != 1 or set(call.results) != {f"{call.key} 1"}:

@@ -202,6 +202,11 @@ class Server:
             with connection.makefile("rb") as reply:
                 return [_read(reply) for _ in commands]
 
+    def offset(self, *, replica: bool = False) -> int:
+        """Return how far a master's stream of changes is, or how much of it a replica has."""
+        name = "slave_repl_offset" if replica else "master_repl_offset"
+        return int(self.text("INFO", "replication").partition(f"\n{name}:")[2].partition("\r")[0])
+
     def reset(self) -> None:
         """Delete data, scripts and statistics, and bring a paused server back."""
         if not self.alive:

@@ -28,7 +28,7 @@ from redis import exceptions
 
 from ..errors import ConfigurationError, IdempotencyError, StoreUnavailableError
 from .primitives import Within, call_deadline
-from .refusals import PASSING, raise_refusal, refusal, remedy
+from .refusals import PASSING, raise_refusal, refusal, remedy, untrusted
 from .routes import Node, Routes
 
 __all__ = ["Command", "Link", "PoolLink", "Progress", "Script", "WireLink", "forks"]
@@ -174,17 +174,20 @@ class Link:
                 unknown = unknown or progress.sent
             elif code not in PASSING:
                 raise_refusal(last, code, unknown=unknown, wrote=wrote)
+            if untrusted(error):
+                break  # it is the same in a moment; what is owed is repeated in the background
             await asyncio.sleep(max(0.0, min(pause, left)))
             pause = min(pause * 2 or 0.01, 0.25)
+        what = f"no answer from the server within {self._timeout:g} s"
+        if last is not None and untrusted(last):
+            what = "no connection to the server"
         why = (
             f": {type(last).__name__}: {last}"
             if last is not None
             else "; it was over before this command could be sent"
         )
         advice = "" if last is None else self.advise(last, sent=unknown)
-        raise StoreUnavailableError(
-            f"no answer from the server within {self._timeout:g} s{why}{advice}", outcome_unknown=unknown or wrote
-        ) from last
+        raise StoreUnavailableError(f"{what}{why}{advice}", outcome_unknown=unknown or wrote) from last
 
     def heed(self, code: str, error: Exception, node: Node | None) -> str | None:
         """Learn from what a try met at ``node``; return the name of the node that is to be asked next, if only once."""

@@ -50,6 +50,9 @@ class RedisStore(Store):
     All commands for a node go over one connection, made as the client makes its own, and large results over a second one
     (:mod:`asyncidem.stores.multiplex`). They are no part of the client's pool.
 
+    Permissions: an ACL user needs SET, GET, PTTL, DEL, EVAL and EVALSHA on the keys of the prefix, SELECT for another
+    database than 0, and in a cluster CLUSTER SLOTS and ASKING (for a client that was brought, COMMAND too).
+
     A store belongs to one event loop at a time. Used from the next one after that has ended, or after a fork, it drops
     the connections of the old before it sends anything.
 
@@ -127,11 +130,12 @@ class RedisStore(Store):
 
         Args:
             url: ``redis://``, ``rediss://`` or ``unix://``.
-            cluster: whether it is a node of a Redis Cluster.
+            cluster: whether it is a node of a Redis Cluster. Its client then has ``reinitialize_steps=0`` and
+                ``require_full_coverage=False``, unless ``options`` say otherwise.
             **options: those of :class:`RedisStore`, and redis-py's own for connections.
 
         Raises:
-            ConfigurationError: an option is not known to either, or the URL is none.
+            ConfigurationError: an option is not known to either, the URL is none, or a cluster's has a database.
         """
         if not isinstance(url, str):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without a type checker
             raise ConfigurationError(f"url must be text such as 'redis://localhost:6379', not {type(url).__name__}")
@@ -191,7 +195,7 @@ class RedisStore(Store):
         """Make a store with a client of its own for the master that sentinels name.
 
         Each new connection asks all of them, and takes the first master that one names. A failover is waited for
-        within ``timeout``.
+        within ``timeout``. An ACL user of the sentinels needs SENTINEL MASTERS.
 
         Args:
             sentinels: each one's ``"host:port"`` or ``(host, port)``.
@@ -208,16 +212,11 @@ class RedisStore(Store):
         addresses = sentinel_addresses(sentinels)
         # They must have failed, and said why, before the time for a connection is over.
         patience = to_ms(options.get("timeout", 5), "timeout") / 6000
-        asking = {
-            "retry": Retry(NoBackoff(), 0),
-            "socket_timeout": patience,
-            "socket_connect_timeout": patience,
-            **(sentinel_kwargs or {}),
-        }
+        asking = {"retry": Retry(NoBackoff(), 0), "socket_timeout": patience, "socket_connect_timeout": patience}
         made: list[OwnSentinel] = []
 
         def make(**options: Any) -> redis.asyncio.Redis:
-            made.append(OwnSentinel(addresses, sentinel_kwargs=asking, **options))
+            made.append(OwnSentinel(addresses, sentinel_kwargs={**asking, **(sentinel_kwargs or {})}, **options))
             return made[0].master_for(service)  # type: ignore[no-any-return]
 
         self = cls._own(make, options)

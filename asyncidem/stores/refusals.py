@@ -9,7 +9,7 @@ from redis import exceptions
 
 from ..errors import StoreError, StoreUnavailableError
 
-__all__ = ["PASSING", "behind", "error_reply", "raise_refusal", "redirection", "refusal", "remedy"]
+__all__ = ["PASSING", "behind", "error_reply", "raise_refusal", "redirection", "refusal", "remedy", "untrusted"]
 
 CODES: Final[tuple[tuple[type[Exception], str], ...]] = (
     (exceptions.MovedError, "MOVED"),  # before its base class
@@ -92,6 +92,11 @@ def behind(error: Exception) -> Exception:
     return error
 
 
+def untrusted(error: BaseException) -> bool:
+    """Say whether the server's certificate was refused here."""
+    return "CERTIFICATE_VERIFY_FAILED" in str(error)
+
+
 def remedy(error: BaseException, *, sent: bool, tls: bool, cluster: bool) -> str:
     """Return what to change where a server that did not answer in time gave a sign; "" where it gave none.
 
@@ -108,7 +113,7 @@ def remedy(error: BaseException, *, sent: bool, tls: bool, cluster: bool) -> str
         return "; it is a node of a cluster: use cluster=True, or a client of redis.asyncio.RedisCluster"
     if code or sent:
         return HINTS.get(code, "")
-    if "CERTIFICATE_VERIFY_FAILED" in text:
+    if untrusted(error):
         return "; ssl_ca_certs must name the authority of its certificate, and the URL a host that is in it"
     if isinstance(error, TimeoutError | exceptions.TimeoutError):
         return "; if the port speaks no TLS, use redis:// or ssl=False" if tls else ""

@@ -290,6 +290,9 @@ async def unfinished(some: Store) -> None:
 
 async def looked_up() -> None:
     """Read, delete and close."""
+    RedisStore.from_sentinel(["a:1", ("b", 2)], service="payments", sentinel_kwargs={"password": "p"}, db=3)
+    RedisStore.from_sentinel([1], service="payments")  # type: ignore[list-item]
+    RedisStore.from_sentinel(["a:1"])  # type: ignore[call-arg]
     async with RedisStore.connect("localhost", 6379, password="p", ssl=False) as some:
         assert_type(some, RedisStore)
         assert_type(await some.get("k"), Record | None)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from redis import exceptions
-from redis.asyncio import Redis, RedisCluster
+from redis.asyncio import Redis, RedisCluster, SSLConnection
 from redis.asyncio.retry import Retry
 from redis.asyncio.sentinel import MasterNotFoundError, Sentinel
 from redis.backoff import NoBackoff
@@ -79,6 +79,7 @@ def test_wrong_address(wrong: Any) -> None:
         ({"service": None}, "service must be the name .* not None"),
         ({"service": "x", "no_such_option": 1}, "redis-py does not take these options.*no_such"),
         ({"service": "x", "sentinel_kwargs": {"no_such_option": 1}}, "redis-py does not take these options.*no_such"),
+        ({"service": "x", "sentinel_kwargs": "password"}, "redis-py does not take these options"),
         ({"service": "x", "timeout": 0}, "timeout"),
         ({"service": "x", "client": Redis()}, "a client has its address already"),
     ],
@@ -142,7 +143,11 @@ def test_defaults_of_sentinels() -> None:
         assert (_of(client)["socket_timeout"], _of(client)["socket_connect_timeout"]) == (0.5, 0.5)
         assert _of(client)["retry"]._retries == 0
     given = {"socket_timeout": 9, "password": "p"}
-    sentinel = made_by(RedisStore.from_sentinel(["a:1"], service="x", sentinel_kwargs=given, password="q", db=3))
+    store = RedisStore.from_sentinel(["a:1"], service="x", sentinel_kwargs=given, password="q", db=3, ssl=True)
+    sentinel = made_by(store)
+    assert isinstance(store._client, Redis)
+    assert issubclass(store._client.connection_pool.connection_class, SSLConnection)
+    assert not issubclass(sentinel.sentinels[0].connection_pool.connection_class, SSLConnection)
     assert (_of(sentinel.sentinels[0])["socket_timeout"], _of(sentinel.sentinels[0])["password"]) == (9, "p")
     assert sentinel.connection_kwargs["password"] == "q"
     assert sentinel.connection_kwargs["db"] == 3

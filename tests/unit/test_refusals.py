@@ -5,7 +5,7 @@ import pytest
 from redis import exceptions
 
 from asyncidem import StoreError, StoreUnavailableError
-from asyncidem.stores.refusals import PASSING, error_reply, raise_refusal, redirection, refusal
+from asyncidem.stores.refusals import PASSING, error_reply, raise_refusal, redirection, refusal, remedy
 
 
 @pytest.mark.parametrize(
@@ -176,3 +176,34 @@ def test_refused_size() -> None:
         raise_refusal(error, refusal(error), unknown=True)
     assert type(raised.value) is StoreError
     assert not raised.value.outcome_unknown
+
+
+RESET = exceptions.ConnectionError("Error while reading from a:1 : (104, 'Connection reset by peer')")
+UNTRUSTED = exceptions.ConnectionError("Error 1 connecting to a:1. [SSL: CERTIFICATE_VERIFY_FAILED] self-signed")
+
+
+@pytest.mark.parametrize(
+    ("error", "sent", "tls", "cluster", "text"),
+    [
+        (exceptions.MovedError("1 a:1"), True, False, False, "use cluster=True"),
+        (exceptions.AskError("1 a:1"), True, False, False, "use cluster=True"),
+        (exceptions.AskError("1 a:1"), True, False, True, "the user needs ASKING"),
+        (exceptions.ReadOnlyError("no"), True, False, False, "the address of its master"),
+        (exceptions.ClusterDownError("no"), True, False, True, ""),
+        (UNTRUSTED, False, True, False, "ssl_ca_certs must name"),
+        (TimeoutError("no connection"), False, True, False, "if the port speaks no TLS"),
+        (exceptions.TimeoutError("connecting"), False, True, False, "if the port speaks no TLS"),
+        (TimeoutError("no connection"), False, False, False, ""),
+        (TimeoutError("no answer"), True, True, False, ""),
+        (RESET, False, True, False, "ssl_certfile and ssl_keyfile"),
+        (RESET, False, False, False, "if the port expects TLS"),
+        (RESET, True, False, False, ""),
+        (exceptions.ConnectionError("Connection closed by server."), False, False, False, "if the port expects TLS"),
+        (exceptions.ConnectionError("[SSL: TLSV1_ALERT_UNKNOWN_CA]"), False, True, False, "ssl_certfile"),
+        (exceptions.ConnectionError("Connect call failed"), False, True, False, ""),
+    ],
+)
+def test_remedy(error: Exception, sent: bool, tls: bool, cluster: bool, text: str) -> None:
+    """What a server that did not answer gave for a sign is told as what to change; where there was none, nothing is."""
+    told = remedy(error, sent=sent, tls=tls, cluster=cluster)
+    assert (text in told) if text else told == ""
