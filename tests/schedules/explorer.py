@@ -1,4 +1,9 @@
-"""Who chooses: everything up to a bound, or at random from a seed, or what is to be seen once more."""
+"""Who chooses: everything up to a bound, or at random from a seed, or what is to be seen once more.
+
+The packages that explore schedules of asyncio were tried and left. They have one loop for all workers, in which none can
+crash or sleep alone; they reorder every callback, so that a bound is spent on what nobody outside can tell apart; and
+they run what meets in the same state again. Here the only choices are what the network, the server and the callers do.
+"""
 
 import heapq
 import random
