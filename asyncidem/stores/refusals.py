@@ -117,7 +117,7 @@ def remedy(error: BaseException, *, sent: bool, tls: bool, cluster: bool) -> str
         return "; ssl_ca_certs must name the authority of its certificate, and the URL a host that is in it"
     if isinstance(error, TimeoutError | exceptions.TimeoutError):
         return "; if the port speaks no TLS, use redis:// or ssl=False" if tls else ""
-    if "reset by peer" in text or "closed" in text or "ALERT" in text:
+    if any(sign in text for sign in ("reset by peer", "Connection closed", "Connection lost", "ALERT")):
         if tls:
             return "; if it asks for a client certificate, give one that it trusts: ssl_certfile and ssl_keyfile"
         return "; if the port expects TLS, use rediss:// or ssl=True"

@@ -65,7 +65,7 @@ async def test_node_of_a_cluster(cluster: Cluster) -> None:
     slot = slot_of("asyncidem:k")
     node = cluster.nodes[(slot * 3 // SLOTS + 1) % 3]  # the next to the one that serves it
     causes = await told("it is a node of a cluster: use cluster=True", node.url)
-    assert [type(cause) for cause in causes] == [exceptions.MovedError] * 2
+    assert all(isinstance(cause, exceptions.ResponseError) for cause in causes)
 
 
 async def test_cluster_that_is_gone() -> None:

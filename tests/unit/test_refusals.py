@@ -199,6 +199,13 @@ UNTRUSTED = exceptions.ConnectionError("Error 1 connecting to a:1. [SSL: CERTIFI
         (RESET, False, False, False, "if the port expects TLS"),
         (RESET, True, False, False, ""),
         (exceptions.ConnectionError("Connection closed by server."), False, False, False, "if the port expects TLS"),
+        (
+            exceptions.ConnectionError("Error UNKNOWN while writing. Connection lost."),
+            False,
+            False,
+            False,
+            "expects TLS",
+        ),
         (exceptions.ConnectionError("[SSL: TLSV1_ALERT_UNKNOWN_CA]"), False, True, False, "ssl_certfile"),
         (exceptions.ConnectionError("Connect call failed"), False, True, False, ""),
     ],
