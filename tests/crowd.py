@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Final, Self
 
-from asyncidem import Event, Idempotency, Store
+from asyncidem import Event, Idempotency, LeaseLostError, Store
 
 from servers import Server
 
@@ -31,6 +31,7 @@ class Call:
         self.declined = False
         self.results: list[object] = []
         self.errors: list[str] = []
+        self.losses: list[str] = []
 
 
 class Crowd:
@@ -108,6 +109,8 @@ class Crowd:
             call.results.append(await idem.run(call.key, effect))
         except Declined:
             pass
+        except LeaseLostError as error:  # as it must be where the server has forgotten the claim
+            call.losses.append(f"{call.key}: {error}")
         except Exception as error:
             path = type(getattr(idem.store, "_link", None)).__name__
             self._moved_on.set()
@@ -143,9 +146,8 @@ class Crowd:
                 errors.append(f"{call.key}: {call.effects} effects, {call.results}")
         for start in range(0, len(kept), 64):
             await asyncio.gather(*(self._call(call, self._idems[0], _nobody) for call in kept[start : start + 64]))
-        errors += [
-            f"{call.key}: later {call.errors}, {call.results}" for call in kept if call.results[-1] != call.results[0]
-        ]
+        errors += [f"{call.key}: later {call.results}" for call in kept if call.results[-1:] != call.results[:1]]
+        errors += [error for call in kept for error in (*call.errors, *call.losses)]
         assert not errors, f"{len(errors)} breaches in {len(self.calls)} keys:\n" + "\n".join(errors[:20])
         assert self.events["renewed"] > 0
         assert self.events["waited"] > 0
