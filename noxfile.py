@@ -7,7 +7,7 @@ import nox
 
 nox.needs_version = ">=2025.5.1"
 nox.options.default_venv_backend = "uv"
-nox.options.sessions = ["lint", "types", "tests", "lowest", "coverage", "chaos"]
+nox.options.sessions = ["lint", "types", "tests", "lowest", "chaos"]
 # The matrix is what the machine has: a missing interpreter is skipped, in continuous integration too.
 nox.options.error_on_missing_interpreters = False
 nox.options.download_python = "never"
@@ -17,11 +17,13 @@ PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
 # Each worker has servers of its own, but the cluster: its tests are all one worker's.
 PARALLEL = ("--numprocesses", "auto", "--maxprocesses", "4", "--dist", "loadgroup", "--quiet")
-# The whole matrix of stores and servers is the first interpreter's; the others run one of each sort.
+# The whole matrix of stores and servers, the schedules and the coverage (every line and branch of the package) are the
+# first interpreter's; the others run one store of each sort.
 FEW_KINDS = "memory,valkey,cluster,fake,fake-without-lua,client"
 EXTRAS = ",".join(PYPROJECT["project"]["optional-dependencies"])
 # Inside nox's own directory: nothing of a run is left in the tree.
 SCRATCH = Path(".nox/.scratch").resolve()
+COVERAGE = SCRATCH / "coverage"
 _wheels: list[Path] = []
 
 
@@ -47,20 +49,21 @@ def install_wheel(session: nox.Session, *more: str) -> None:
     session.install(wheel, *group("test"), *more)
 
 
-def run_tests(session: nox.Session, *, all_kinds: bool) -> None:
-    """Run the suite against the installed wheel and keep its coverage apart from that of other sessions."""
-    data = SCRATCH / "coverage" / session.name
-    shutil.rmtree(data, ignore_errors=True)
-    data.mkdir(parents=True)
-    env = {
-        # Without it the working directory comes first on the path, and with it the source tree.
-        "PYTHONSAFEPATH": "1",
-        "ASYNCIDEM_TEST_INSTALLED": "1",
-        "COVERAGE_FILE": str(data / ".coverage"),
-    }
-    if not all_kinds:
+def run_tests(session: nox.Session, *, whole: bool) -> None:
+    """Run the suite against the installed wheel: the whole of it, and its coverage, or what may differ elsewhere."""
+    # Without it the working directory comes first on the path, and with it the source tree.
+    env = {"PYTHONSAFEPATH": "1", "ASYNCIDEM_TEST_INSTALLED": "1"}
+    if not whole:
         env["ASYNCIDEM_TEST_KINDS"] = FEW_KINDS
+        session.run("python", "-m", "pytest", *PARALLEL, "--ignore=tests/schedules", *session.posargs, env=env)
+        return
+    COVERAGE.mkdir(parents=True, exist_ok=True)
+    env["COVERAGE_FILE"] = str(COVERAGE / ".coverage")
+    session.run("python", "-m", "coverage", "erase", env=env)
     session.run("python", "-m", "coverage", "run", "-m", "pytest", *PARALLEL, *session.posargs, env=env)
+    session.run("python", "-m", "coverage", "combine", "--quiet", env=env)
+    if not session.posargs:  # a part of the suite covers a part
+        session.run("python", "-m", "coverage", "report", env=env)
 
 
 @nox.session
@@ -91,9 +94,8 @@ def build(session: nox.Session) -> None:
 @nox.session(python=PYTHONS)
 def tests(session: nox.Session) -> None:
     """Run the suite on every interpreter found, and on the first one against every kind of store and server."""
-    session.notify("coverage")
     install_wheel(session)
-    run_tests(session, all_kinds=session.python == PYTHONS[0])
+    run_tests(session, whole=session.python == PYTHONS[0])
 
 
 @nox.session(python=PYTHONS[0])
@@ -104,17 +106,7 @@ def lowest(session: nox.Session) -> None:
     options = ("--quiet", "--no-header", "--no-annotate", "--all-extras", "--resolution", "lowest-direct")
     session.run("uv", "pip", "compile", "pyproject.toml", *options, "--output-file", str(constraints), silent=True)
     install_wheel(session, "--constraint", str(constraints))
-    run_tests(session, all_kinds=False)
-
-
-@nox.session
-def coverage(session: nox.Session) -> None:
-    """Combine the coverage of all test sessions: every line and branch of the package is covered somewhere."""
-    session.install(*(requirement for requirement in group("test") if requirement.startswith("coverage")))
-    env = {"COVERAGE_FILE": str(SCRATCH / ".coverage")}
-    data = sorted(str(path) for path in (SCRATCH / "coverage").glob("*"))
-    session.run("coverage", "combine", "--keep", "--quiet", *data, env=env)
-    session.run("coverage", "report", env=env)
+    run_tests(session, whole=False)
 
 
 @nox.session
