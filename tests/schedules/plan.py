@@ -14,6 +14,9 @@ from schedules.processes import Process
 MAX_STEPS: Final = 400
 """Choices after which a run is stuck in something that never ends."""
 
+MAX_TURNS: Final = 4000
+"""Moments at which timers are due, while time passes once, after which that never ends."""
+
 FREE: Final = frozenset({"do", "answer", "return", "tick", "call", "late"})
 """What happens without anything going wrong, and in any order."""
 

@@ -78,10 +78,13 @@ class Process(asyncio.BaseEventLoop):
         self.run_forever()
 
     def next_timer(self) -> int | None:
-        """Return when, in the simulation's microseconds, the next timer is due."""
+        """Return when, in the simulation's microseconds, the next timer is due.
+
+        It is the first one behind that moment: clocks move on between a timer and what it calls.
+        """
         scheduled: list[asyncio.TimerHandle] = self._scheduled  # type: ignore[attr-defined]
         whens = [handle.when() for handle in scheduled if not handle.cancelled()]
-        return math.ceil((min(whens) - self.origin) * 1e6 - 1e-2) if whens else None
+        return math.floor((min(whens) - self.origin) * 1e6 + 1e-2) + 1 if whens else None
 
     def end(self) -> None:
         """Close what is left of it."""

@@ -17,7 +17,7 @@ from asyncidem.model import LOCK_MS, Attributes, RecordFormat
 
 from schedules.law import Boom, Breach, Cancelled, Ended, Law, Lease, record_in
 from schedules.network import KEY, Command
-from schedules.plan import FREE, Call, Option, Scenario
+from schedules.plan import FREE, MAX_TURNS, Call, Option, Scenario
 from schedules.processes import WALL, Process
 from schedules.server import Request, Server, Value
 
@@ -345,7 +345,7 @@ class World:
     def _pass(self, until: int, asleep: Process | None = None) -> None:
         """Let time pass, with the timers on the way."""
         awake = [process for process in self.processes if not process.crashed and process is not asleep]
-        while True:
+        for _ in range(MAX_TURNS):
             timers = [(due, process) for process in awake if (due := process.next_timer()) is not None and due <= until]
             if not timers:
                 break
@@ -354,6 +354,8 @@ class World:
             for when, process in timers:
                 if when <= self.now:
                     self._turn(process, "tick")
+        else:
+            self.law.broken("runs end", f"timers keep {len(awake)} processes busy at {self.now} µs")
         self.now = until
         for process in awake:
             for call in self.calls[process.number]:
