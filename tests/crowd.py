@@ -12,7 +12,7 @@ from asyncidem import Event, Idempotency, LeaseLostError, Store
 from servers import Server
 
 LEASE: Final = 3.0
-LONG: Final = LEASE / 3 + 0.2
+LONG: Final = LEASE / 3 + 0.4
 """Seconds that a handler takes whose lease must be renewed."""
 
 
@@ -149,9 +149,7 @@ class Crowd:
         errors += [f"{call.key}: later {call.results}" for call in kept if call.results[-1:] != call.results[:1]]
         errors += [error for call in kept for error in (*call.errors, *call.losses)]
         assert not errors, f"{len(errors)} breaches in {len(self.calls)} keys:\n" + "\n".join(errors[:20])
-        assert self.events["renewed"] > 0
-        assert self.events["waited"] > 0
-        assert self.events["released"] > 0
+        assert self.events.keys() >= {"renewed", "waited", "released"}, f"not all was tried: {self.events}"
 
 
 async def _nobody() -> None:

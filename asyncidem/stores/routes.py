@@ -156,9 +156,15 @@ class SingleRoute(Routes):
 class ClusterNode(Node):
     """One node of a cluster."""
 
-    def __init__(self, node: Any) -> None:
+    def __init__(self, node: Any, manager: Any) -> None:
         self.node = node
         self.name: str = node.name
+        self._manager = manager
+
+    @property
+    def current(self) -> bool:
+        """Whether the client still has this node; readings of the topology may have replaced or removed it."""
+        return self._manager.nodes_cache.get(self.name) is self.node
 
     def make(self) -> Any:
         """Return a connection that is the caller's alone."""
@@ -175,7 +181,9 @@ class ClusterNode(Node):
         return connection
 
     async def take_back(self, connection: Any) -> None:
-        """Give it back."""
+        """Give it back; a node that the client does not have any more is not closed with it."""
+        if not self.current:
+            await connection.disconnect(nowait=True)
         give_back(self.node, connection)
 
 
@@ -240,7 +248,7 @@ class ClusterRoutes(Routes):
         )
         # Older versions of redis-py replace all nodes in each reading, and close the connections of the old ones: what
         # broke there says nothing of the new ones.
-        if broken and isinstance(node, ClusterNode) and self._manager.nodes_cache.get(node.name) is node.node:
+        if broken and isinstance(node, ClusterNode) and node.current:
             self._doubted.add(node.name)
         return None
 
@@ -309,7 +317,7 @@ class ClusterRoutes(Routes):
     def _wrap(self, node: Any) -> ClusterNode:
         known = self._nodes.get(node.name)
         if known is None or known.node is not node:
-            known = self._nodes[node.name] = ClusterNode(node)
+            known = self._nodes[node.name] = ClusterNode(node, self._manager)
         return known
 
     async def aclose(self) -> None:

@@ -21,6 +21,11 @@ class Connection:
         self.retry: Any = None
         self.failure: BaseException | None = None
         self.connects = 0
+        self.closed = False
+
+    async def disconnect(self, *, nowait: bool) -> None:
+        assert nowait
+        self.closed = True
 
     async def connect(self) -> None:
         self.connects += 1
@@ -447,6 +452,17 @@ async def test_cluster_connections(routes: ClusterRoutes, client: Client) -> Non
     assert node.node._free == []
     await node.take_back(lent)
     assert node.node._free == [lent]
+
+
+async def test_connection_of_a_node_that_was_replaced(routes: ClusterRoutes, client: Client) -> None:
+    """A connection whose node the client has replaced while it was lent is closed: nobody else would."""
+    node: Any = routes.find("1")
+    kept, lent = await node.lend(), await node.lend()
+    await node.take_back(kept)
+    client.nodes_manager.nodes_cache["a:1"] = Node("a:1")
+    await node.take_back(lent)
+    assert (kept.closed, lent.closed) == (False, True)
+    assert node.node._free == [kept, lent]
 
 
 async def test_cluster_connection_that_fails(routes: ClusterRoutes) -> None:
