@@ -40,7 +40,7 @@ UNWRITABLE: Final = frozenset({"OOM", "MISCONF", "NOREPLICAS", NO_CLUSTER})
 """Refusals that last until an operator acts, and are not about the command."""
 
 HINTS: Final = {
-    "NOPERM": "; the user needs SET, GET, PTTL, DEL, EVAL and EVALSHA on the keys of the prefix, with wait_replicas also "
+    "NOPERM": "; the user needs SET, GET, PTTL, DEL, EVAL and EVALSHA on the keys of the prefix, with wait_replicas "
     "WAIT and PEXPIRE, in a cluster also CLUSTER SLOTS and ASKING, and COMMAND for a client that was brought",
     "WRONGTYPE": "; the key holds another Redis type than a string: use another prefix, or delete it",
     "NOAUTH": "; check the user name and the password",
