@@ -29,7 +29,7 @@ from ..model import (
     decide,
     matches,
 )
-from .ownership import Ownership, new_token
+from .ownership import Ownership, lease_end, new_token
 from .primitives import NotReplicatedError, Within, enter_call, leave_call
 
 __all__ = ["MAX_ROUNDS", "Claiming"]
@@ -68,7 +68,7 @@ class Claiming(Ownership):
                 stamp = now_ms + lease_ms
                 value = self.format.in_progress(owner, now_ms, stamp, lease_ms, lives_ms, 1, fingerprint)
                 sent = self.clock()
-                deadline = sent + lease_ms / 1000
+                deadline = lease_end(sent, lease_ms)
                 try:
                     found: Any = await put(stored_key, value, lives_ms)
                 except BaseException as error:  # noqa: BLE001 - it is raised again, or what it means

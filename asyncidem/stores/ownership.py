@@ -15,7 +15,7 @@ from ..keys import check_key, lock_of, stored_form
 from ..model import LARGE, Attributes, Claimed, Outcome, RecordFormat, matches, owner_of
 from .primitives import Primitives, Within, enter_call, leave_call
 
-__all__ = ["Ownership", "RecordOptions", "StoreOptions", "new_token", "refuse_other"]
+__all__ = ["Ownership", "RecordOptions", "StoreOptions", "lease_end", "new_token", "refuse_other"]
 
 
 class RecordOptions(TypedDict, total=False):
@@ -154,7 +154,7 @@ class Ownership(Primitives):
         if not swap.written:
             claim._settled = claim._settled or "lost"
             raise LeaseLostError(claim.key, _who(swap.found))
-        claim._deadline = sent + claim._lease_ms / 1000
+        claim._deadline = lease_end(sent, claim._lease_ms)
 
     async def _give_back(self, claim: Claimed) -> None:
         key, fence = self._stored(claim.key), self.format.fence(claim.owner)
@@ -204,6 +204,14 @@ def refuse_other(method: str, claim: object) -> None:
     """Refuse what is no claim, before anything is written."""
     if not isinstance(claim, Claimed):
         raise ConfigurationError(f"{method} takes the Claimed that claim returned, not {type(claim).__name__}")
+
+
+def lease_end(sent: float, lease_ms: int) -> float:
+    """Return when an owner counts its lease as over, on its monotonic clock.
+
+    A millisecond early: servers count whole ones, cut off at both ends, and may find an orphan so much sooner.
+    """
+    return sent + (lease_ms - 1) / 1000
 
 
 def new_token() -> str:

@@ -80,6 +80,9 @@ class Command:
 class NetworkStore(Store):
     """The lifecycle of every store, over primitives that are commands of the simulation."""
 
+    def __init_subclass__(cls) -> None:
+        """Accept mutants, which replace what no store may replace."""
+
     def __init__(self, process: Process, network: Network) -> None:
         super().__init__(clock=process.time, wall=process.wall)
         self._process = process

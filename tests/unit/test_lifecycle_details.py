@@ -23,6 +23,7 @@ from asyncidem import (
     current_operation,
 )
 from asyncidem.durations import MAX_MS
+from asyncidem.model import Orphan
 from asyncidem.stores.primitives import Within, call_deadline
 
 from conftest import ServerFactory
@@ -315,3 +316,19 @@ async def test_a_result_too_large_for_a_server_that_resets_first() -> None:
         record = await store.get("k")
         assert record is not None
         assert record.outcome == "too_large"
+
+
+async def test_an_owner_counts_its_lease_as_over_before_anybody_else_does() -> None:
+    """Stores count whole milliseconds: what they take for a lease may be a part of one less, and the owner knows."""
+    now = 0.0
+    store = MemoryStore(clock=lambda: now)
+    claim = await store.claim("k", lease=1, ttl=1)
+    assert isinstance(claim, Claimed)
+    for began in (0.0, 0.5):
+        now = began
+        await store.renew(claim)
+        now = began + 0.9989
+        assert not isinstance(await store.look("k"), Orphan)
+        now = began + 0.9995
+        assert isinstance(await store.look("k"), Orphan)
+        assert claim._deadline <= now
