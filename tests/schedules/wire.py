@@ -29,6 +29,8 @@ class WireCommand(Command):
     def __init__(self, process: Process, transport: "WireTransport", command: list[bytes], number: int) -> None:
         super().__init__(process, request_of(command), number)
         self.transport = transport
+        # The first claim of a store asks for the limits of memory too, which this server does not tell.
+        self.asks = command[0] != b"SET" and self.request.op == "put" and command[-1] == b"1"
         transport.under_way.append(self)
 
     @property
@@ -50,7 +52,8 @@ class WireCommand(Command):
 
     def deliver(self) -> None:
         self.transport.under_way.remove(self)
-        self.process.call_soon(self.transport.reply, encoded(self.request.op, self.reply))
+        reply = encoded(self.request.op, self.reply)
+        self.process.call_soon(self.transport.reply, b"*1\r\n" + reply if self.asks else reply)
 
     def lose(self) -> None:
         if self.state == "answered":
