@@ -355,7 +355,7 @@ def test_no_number_of_replicas(count: Any) -> None:
 
 async def test_a_user_who_may_not_wait(pair: Pair, store_at: StoreFactory) -> None:
     """A user who may not WAIT gets an error that says so, on a claim that is undone."""
-    pair[0].command("ACL", "SETUSER", "worker", "on", ">secret", "~*", "+@all", "-wait")
+    pair[0].command("ACL", "SETUSER", "worker", "reset", "on", ">secret", "~*", "+@all", "-wait")
     async with store_at(pair[0].url, username="worker", password="secret", wait_replicas=1) as store:
         with pytest.raises(StoreUnavailableError, match=r"not confirmed by replicas: .* with wait_replicas WAIT and"):
             await store.claim("k")

@@ -75,7 +75,7 @@ async def test_user_who_may_not_ask(
 ) -> None:
     """Nothing is said, and nothing fails, where the user may not ask."""
     settings("100mb", "allkeys-lru")
-    server.command("ACL", "SETUSER", "worker", "on", ">secret", "~*", "+@all", "-info")
+    server.command("ACL", "SETUSER", "worker", "reset", "on", ">secret", "~*", "+@all", "-info")
     async with store_at(redis_url, username="worker", password="secret") as store:
         assert isinstance(await store.claim("k"), Claimed)
         assert not isinstance(await store.claim("k"), Claimed)

@@ -163,7 +163,7 @@ async def test_user_of_its_own(private_server: ServerFactory) -> None:
 async def test_password_that_changes(private_server: ServerFactory) -> None:
     """A connection that is made anew with a password of yesterday is told at once, by a store that may wait for long."""
     server = private_server()
-    server.command("ACL", "SETUSER", "worker", "on", ">secret", "~*", "+@all")
+    server.command("ACL", "SETUSER", "worker", "reset", "on", ">secret", "~*", "+@all")
     async with RedisStore.from_url(f"redis://worker:secret@{HOST}:{server.port}", timeout=20) as store:
         await lifecycle(store)
         server.command("ACL", "SETUSER", "worker", "resetpass", ">other")

@@ -171,7 +171,8 @@ LEAST = ["+set", "+get", "+pttl", "+del", "+eval", "+evalsha"]
 @pytest.fixture
 def user(server: Server, redis_url: str) -> Iterator[str]:
     """The URL for a user with the least permissions that do."""
-    rules = ["on", ">secret", "~asyncidem:*", "resetchannels", "-@all", *LEAST]
+    # Another test may have left a user of this name.
+    rules = ["reset", "on", ">secret", "~asyncidem:*", "resetchannels", "-@all", *LEAST]
     assert server.command("ACL", "SETUSER", "worker", *rules) == "+OK"
     yield redis_url.replace("//", "//worker:secret@")
     server.command("ACL", "DELUSER", "worker")
