@@ -15,8 +15,8 @@ nox.options.stop_on_first_error = False
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
-# Each worker has servers of its own, but the cluster: its tests are all one worker's.
-PARALLEL = ("--numprocesses", "auto", "--maxprocesses", "4", "--dist", "loadgroup", "--quiet")
+# Each worker has servers of its own, but the cluster: its tests are all one worker's. Half of the time is waiting.
+PARALLEL = ("--numprocesses", "4", "--dist", "loadgroup", "--quiet")
 # The whole matrix of stores and servers, the schedules and the coverage (every line and branch of the package) are the
 # first interpreter's; the others run one store of each sort.
 FEW_KINDS = "memory,valkey,cluster,fake,fake-without-lua,client"

@@ -8,7 +8,14 @@ from asyncidem.model import InProgress as Running
 from asyncidem.stores.ownership import new_token
 
 
-class NaiveStore(RedisStore):
+class Unchecked(RedisStore):
+    """Lets a class replace what no store may replace."""
+
+    def __init_subclass__(cls) -> None:
+        """Accept it."""
+
+
+class NaiveStore(Unchecked):
     """A key is claimed with SET NX, its lease is its expiry; it is completed with SET and released with DEL.
 
     Whoever lost its lease writes and deletes all the same, nobody knows of an attempt before, nothing is renewed.
