@@ -263,7 +263,7 @@ class Idempotency:
         Args:
             key: the idempotency key, used as it is given behind the namespace, in the key space of ``operation``.
             fn: a coroutine function, or anything that returns an awaitable.
-            *args: its positional arguments.
+            *args: its positional arguments; keyword arguments go with ``functools.partial``.
             payload: what is fingerprinted; None for nothing.
             name: a label in events; by default the function's name.
             **options: overrides.

@@ -81,7 +81,9 @@ def current_operation() -> Operation | None:
 
 
 class Operation:
-    """One call of a protected operation; ``async with`` runs its body at most once per key.
+    """One call of a protected operation.
+
+    The block of ``async with`` is entered on a replay too: look at ``replayed`` first, and do nothing then.
 
     Attributes:
         key: the idempotency key with its namespace, as ``store.get`` accepts it. Empty if it runs without one.

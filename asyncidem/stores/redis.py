@@ -47,11 +47,12 @@ class RedisStore(Store):
     running call at most two. Below 7.0 a script stands in for ``SET NX GET``. A server without scripts and a client that
     is not redis-py's get the same primitives guarded by a lock (:mod:`asyncidem.stores.guarded`); a log line says so once.
 
-    All commands for a node go over one connection, made as the client makes its own, and large results over a second one
+    All commands for a node go over one connection, made as the client makes its own, and large results are written over a second one
     (:mod:`asyncidem.stores.multiplex`). They are no part of the client's pool.
 
     Permissions: an ACL user needs SET, GET, PTTL, DEL, EVAL and EVALSHA on the keys of the prefix, SELECT for another
-    database than 0, and in a cluster CLUSTER SLOTS and ASKING (for a client that was brought, COMMAND too).
+    database than 0, and in a cluster CLUSTER SLOTS and ASKING (for a client that was brought, COMMAND too), with ``wait_replicas`` WAIT and
+    PEXPIRE, and INFO for the warning about eviction.
 
     A store belongs to one event loop at a time. Used from the next one after that has ended, or after a fork, it drops
     the connections of the old before it sends anything.
@@ -71,7 +72,7 @@ class RedisStore(Store):
         prefix: put before every key.
         timeout: seconds that one call of the store may take; a third of silence drops a connection and repeats.
         wait_replicas: how many replicas must have a claim, a renewal and a completion for it to count; 0 trusts the
-            master alone, and a failover may then lose what it has acknowledged. See below.
+            master alone, and a failover may then lose what it has acknowledged. See above.
         multiplex: False takes a connection of the client's pool for every command instead.
         **options: the further options of :class:`~asyncidem.stores.base.Store`: the names of the record's attributes
             (``status_attr`` and so on), and clocks for tests.

@@ -25,6 +25,8 @@ SERVERS: Final = ("valkey", "redis", "redis-8", "redis-6", "valkey-plain", *CLUS
 FAKES: Final = ("decoded", "fake", "fake-without-lua", "fake-6.2")
 CLIENTS: Final = ("client", "client-without-pttl")
 GUARDED: Final = ("fake-without-lua", *CLIENTS)
+PATIENT: Final[dict[str, Any]] = {"timeout": 30}
+"""A lock serves one after the other: fifty at once may need longer than 5 s where the machine is busy."""
 OLD: Final = ("redis-6", "fake-6.2")
 KINDS: Final = ("memory", *SERVERS, *FAKES, *CLIENTS)
 """
@@ -172,7 +174,7 @@ class RedisSubject(Subject):
             return RedisStore.from_url(self.url, cluster=self.kind in CLUSTERS, **options)
         client = self.make_client(**self.options)
         self.owned.append(client)
-        return RedisStore(client, **options)
+        return RedisStore(client, **(PATIENT if self.kind in GUARDED else {}) | options)
 
     async def aclose(self) -> None:
         await super().aclose()
@@ -272,7 +274,7 @@ class PlainSubject(Subject):
         super().__init__(kind)
 
     def make(self, **options: Any) -> RedisStore:
-        return RedisStore(self.client, **options)
+        return RedisStore(self.client, **PATIENT | options)
 
     async def raw(self, key: str) -> bytes | None:
         found = self.client.find(PREFIX + key)
