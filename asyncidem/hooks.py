@@ -6,6 +6,7 @@ block. Whatever it raises is logged and goes no further: telemetry never breaks 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 from collections.abc import Iterable
@@ -87,9 +88,9 @@ def emit(hooks: Iterable[Hook], event: Event) -> None:
     for hook in hooks:
         try:
             hook(event)
-        except (
-            Exception
-        ) as error:  # a hook is the user's telemetry: its failure must not change what the operation does
+        # A hook is the user's telemetry: its failure must not change what the operation does. Nothing is awaited here, so
+        # a cancellation is no request to this task: the hook asked for the result of something that was cancelled.
+        except (Exception, asyncio.CancelledError) as error:
             error.__context__ = None  # the operation's own error, whose text names the key
             with contextlib.suppress(Exception):
                 logger.exception("hook_failed", extra={"event": event.name, "key_digest": digest(event.key)})

@@ -148,7 +148,7 @@ class FaultyStore(Store):
     ) -> Fault:
         """Let something go wrong.
 
-        A step is an exception, which is raised; seconds, which pass; or a function, which is called, and what it returns
+        A step is an exception, or a class of them, which is raised; seconds, which pass; or a function, which is called, and what it returns
         awaited if it can be (``event.wait`` holds the call there).
 
         Args:
@@ -227,7 +227,7 @@ class FaultyStore(Store):
 
 
 async def _take(step: Step) -> None:
-    if isinstance(step, BaseException):
+    if isinstance(step, BaseException) or (isinstance(step, type) and issubclass(step, BaseException)):
         raise step
     if isinstance(step, int | float):
         await asyncio.sleep(step)

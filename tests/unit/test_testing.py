@@ -319,6 +319,14 @@ async def test_a_function_is_called_and_awaited() -> None:
 
 
 @virtual
+async def test_a_class_of_exceptions_is_raised() -> None:
+    """A step that names a class is raised like one that is an exception, and not called."""
+    store = FaultyStore(MemoryStore())
+    store.fault("put_if_absent", before=TimeoutError)
+    with pytest.raises(StoreUnavailableError, match="TimeoutError"):
+        await store.claim("k")
+
+
 async def test_faults_choose_their_calls() -> None:
     """By primitive, by key and value, after some that go well, for so many, the first that was added first."""
     store = FaultyStore(MemoryStore())
