@@ -209,6 +209,15 @@ def test_aliases_of_older_pythons_are_looked_through() -> None:
     assert not_json(TypeAliasType("Bad", set[int])) is not None
 
 
+def test_aliases_of_what_does_not_exist_yet_are_taken() -> None:
+    """An alias that is evaluated late, by a statement of Python 3.12, may name what does not exist: it is not refused."""
+
+    def value(_: object) -> object:
+        raise NameError("NoSuch")
+
+    assert not_json(type("TypeAliasType", (), {"__value__": property(value)})()) is None
+
+
 @pytest.mark.parametrize(
     ("annotation", "text"),
     [
