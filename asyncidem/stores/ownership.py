@@ -79,13 +79,16 @@ class Ownership(Primitives):
         await self._after_renewal(claim)
         if claim._settled:
             raise LeaseLostError(claim.key, f"it is {claim._settled}; a settled claim cannot be renewed")
-        done = self._renewals[claim.owner] = asyncio.get_running_loop().create_future()
-        try:
-            with Within(self.timeout):
-                await self._write_renewal(claim)
-        finally:
-            del self._renewals[claim.owner]
-            done.set_result(None)
+        sent = self.clock()
+        with Within(self.timeout):
+            done = self._renewals[claim.owner] = asyncio.get_running_loop().create_future()
+            try:
+                value = await self._write_renewal(claim)
+            finally:
+                del self._renewals[claim.owner]
+                done.set_result(None)
+            await self._call(self.confirm(self._stored(claim.key), value))
+        claim._deadline = max(claim._deadline, lease_end(sent, claim._lease_ms))
 
     async def _after_renewal(self, claim: Claimed) -> None:
         while (flying := self._renewals.get(claim.owner)) is not None:
@@ -146,15 +149,15 @@ class Ownership(Primitives):
         if self.lock_blocks_writes:
             await self._call(self.remove(lock_of(key), owner.encode(), exact=True))
 
-    async def _write_renewal(self, claim: Claimed) -> None:
-        fence, value, sent = self.format.fence(claim.owner), self._in_progress(claim), self.clock()
+    async def _write_renewal(self, claim: Claimed) -> bytes:
+        fence, value = self.format.fence(claim.owner), self._in_progress(claim)
         swap = await self._call(
             self.swap(self._stored(claim.key), fence, value, claim._lives_ms, exact=False, or_absent=True)
         )
         if not swap.written:
             claim._settled = claim._settled or "lost"
             raise LeaseLostError(claim.key, _who(swap.found))
-        claim._deadline = lease_end(sent, claim._lease_ms)
+        return value
 
     async def _give_back(self, claim: Claimed) -> None:
         key, fence = self._stored(claim.key), self.format.fence(claim.owner)

@@ -113,6 +113,13 @@ class Primitives(ABC):
         """Like ``put_if_absent``, with the time left of what is there, where the store can tell in one round trip."""
         return await self._put(key, value, ttl_ms)
 
+    async def confirm(self, key: str, value: bytes) -> None:  # noqa: B027 - most stores have nothing more to wait for
+        """Return once a renewal, which was written, counts: where a store waits for more than its own word.
+
+        Every other write counts when its primitive returns. A renewal is in the way of what settles its claim, which
+        must not wait for replicas while the lease runs out.
+        """
+
     async def _put(self, key: str, value: bytes, ttl_ms: int) -> Stored | None:
         found = await self.put_if_absent(key, value, ttl_ms)
         return None if found is None else Stored(found, LEFT_UNKNOWN)

@@ -378,10 +378,17 @@ class RedisStore(Store):
                 key, expected, value, ttl_ms, exact=exact, or_absent=or_absent, left_ms=left_ms
             )
         swap = Swap(reply[0] == 1, reply[1] if len(reply) > 1 else None)
-        # Not a release: lost, it costs a lease. A repetition that finds what it wants to write counts no sooner.
-        if self._replicas is not None and (exact or or_absent) and (swap.written or swap.found == value):
+        # Not a release: lost, it costs a lease. Nor a renewal, whose bytes begin like those that it replaces: see `confirm`.
+        counts = exact or (or_absent and not value.startswith(expected))
+        # A repetition that finds what it wants to write counts no sooner.
+        if self._replicas is not None and counts and (swap.written or swap.found == value):
             await self._replicas.confirm(key, value)
         return swap
+
+    async def confirm(self, key: str, value: bytes) -> None:
+        """Wait for the replicas, with ``wait_replicas``; see :meth:`Store.confirm`."""
+        if self._replicas is not None:
+            await self._replicas.confirm(key, value)
 
     async def remove(self, key: str, expected: bytes, *, exact: bool) -> bool:
         """``lua/remove.lua``; see :meth:`Store.remove`."""

@@ -206,6 +206,10 @@ class FaultyStore(Store):
         """Do it, with faults."""
         return await self._at("remove", key, b"", lambda: self.store.remove(key, expected, exact=exact))
 
+    async def confirm(self, key: str, value: bytes) -> None:
+        """Let the store that keeps the records confirm a renewal."""
+        await self.store.confirm(key, value)
+
     async def aclose(self) -> None:
         """Close this store, and the one that keeps the records."""
         await super().aclose()

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
+import asyncidem.testing
 from asyncidem import (
     Claimed,
     Event,
     Idempotency,
     InProgressError,
     LeaseLostError,
+    MemoryStore,
     State,
     StoreError,
     StoreUnavailableError,
@@ -334,6 +336,32 @@ async def test_a_renewal_writes_where_the_record_is_gone() -> None:
 
 
 @virtual
+async def test_a_completion_does_not_wait_until_a_renewal_counts() -> None:
+    """Only the write of a renewal is in the way of the completion: replicas may take longer than the lease has left."""
+    written, go_on = asyncio.Event(), asyncio.Event()
+
+    class Replicated(MemoryStore):
+        async def confirm(self, key: str, value: bytes) -> None:
+            written.set()
+            await go_on.wait()
+
+    store = asyncidem.testing.FaultyStore(Replicated())
+    claim = await store.claim("k")
+    assert isinstance(claim, Claimed)
+    before = claim._deadline
+    renewal = asyncio.create_task(store.renew(claim))
+    await written.wait()
+    await store.complete(claim, "1")
+    assert not renewal.done()
+    assert claim._deadline == before, "it does not count yet"
+    go_on.set()
+    await renewal
+    assert claim._deadline > before
+    record = await store.get("k")
+    assert record is not None
+    assert record.data == "1"
+
+
 async def test_renewals_always_change_the_bytes() -> None:
     """Even if the clock stands still, a takeover that saw the record before finds other bytes."""
     store = FaultyStore.here()
