@@ -35,7 +35,8 @@ The record is described in :mod:`asyncidem.model`, the protocol in :mod:`asyncid
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import importlib
+from typing import TYPE_CHECKING, Any, Final
 
 from .codecs import Codec, JSONCodec, MsgspecCodec, PydanticCodec
 from .errors import (
@@ -59,10 +60,10 @@ from .idempotency import Idempotency
 from .model import Claimed, InProgress, Mismatch, Record, Replay, State
 from .operation import Operation, current_operation
 from .stores.base import Store
-from .stores.memory import MemoryStore
 
 if TYPE_CHECKING:
     from .stores.guarded import RedisClientProtocol
+    from .stores.memory import MemoryStore
     from .stores.redis import RedisStore
 
 __all__ = [
@@ -102,17 +103,16 @@ __all__ = [
 ]
 
 
+LATE: Final = {"MemoryStore": "memory", "RedisClientProtocol": "guarded", "RedisStore": "redis"}
+
+
 def __getattr__(name: str) -> Any:
-    """Import what needs redis-py when it is first asked for: whoever uses ``MemoryStore`` does not pay for it."""
-    if name == "RedisStore":
-        from .stores.redis import RedisStore  # noqa: PLC0415 - that is the purpose
-
-        return RedisStore
-    if name == "RedisClientProtocol":
-        from .stores.guarded import RedisClientProtocol  # noqa: PLC0415
-
-        return RedisClientProtocol
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    """Import a store when it is first asked for: nobody waits for redis-py, or for a store, that is not used."""
+    if name not in LATE:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(f".stores.{LATE[name]}", __name__), name)
+    globals()[name] = found
+    return found
 
 
 def __dir__() -> list[str]:

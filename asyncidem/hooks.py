@@ -4,7 +4,7 @@ A hook is called synchronously, on the event loop, between the steps of an opera
 block. Whatever it raises is logged and goes no further: telemetry never breaks a payment.
 """
 
-from __future__ import annotations
+# Annotations are not postponed here: a NamedTuple would compile the text of each of its fields at import.
 
 import asyncio
 import contextlib

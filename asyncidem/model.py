@@ -26,7 +26,7 @@ A value that is no record (not JSON, no object, ``{}``, empty) is an orphan. An 
 :class:`~asyncidem.errors.StoreError`: an older worker must not run again what a newer one recorded.
 """
 
-from __future__ import annotations
+# Annotations are not postponed here: a NamedTuple would compile the text of each of its fields at import.
 
 import json
 import json.decoder

@@ -1,6 +1,6 @@
 """The options of an operation, checked once, and their overrides."""
 
-from __future__ import annotations
+# Annotations are not postponed here: a NamedTuple would compile the text of each of its fields at import.
 
 import inspect
 from collections.abc import Callable
@@ -60,7 +60,7 @@ class Options(NamedTuple):
     map_replay: Callable[[Any, Record], Any] | None
 
     @classmethod
-    def of(cls, **raw: Any) -> Options:
+    def of(cls, **raw: Any) -> "Options":
         """Check every option.
 
         Raises:
@@ -68,7 +68,7 @@ class Options(NamedTuple):
         """
         return cls(**{name: value for option, given in raw.items() for name, value in (_check(option, given),)})
 
-    def override(self, overrides: Overrides) -> Options:
+    def override(self, overrides: Overrides) -> "Options":
         """Return these options with others in place of some. Raises what :meth:`of` raises."""
         if not overrides:
             return self
