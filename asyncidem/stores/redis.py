@@ -35,7 +35,8 @@ __all__ = ["RedisStore"]
 
 FELL_BACK: Final = object()
 CLUSTER_DEFAULTS: Final[dict[str, Any]] = {"reinitialize_steps": 0, "require_full_coverage": False}
-"""Where the client's own commands are used, a MOVED closes no connection; a slot that nobody serves is its keys' trouble."""
+"""Where the client's own commands are used, a MOVED closes no connection; a slot that nobody serves is its keys'
+trouble."""
 
 STORE_OPTIONS: Final = frozenset({*StoreOptions.__annotations__, "multiplex", "wait_replicas"})
 
@@ -44,15 +45,16 @@ class RedisStore(Store):
     """An idempotency store on Redis or Valkey, or on any client that offers ``get``, ``set`` and ``delete``.
 
     On Redis 7.0+ and Valkey a first call costs two round trips (claim and completion), a replay one, a duplicate of a
-    running call at most two. Below 7.0 a script stands in for ``SET NX GET``. A server without scripts and a client that
-    is not redis-py's get the same primitives guarded by a lock (:mod:`asyncidem.stores.guarded`); a log line says so once.
+    running call at most two. Below 7.0 a script stands in for ``SET NX GET``. A server without scripts and a client
+    that is not redis-py's get the same primitives guarded by a lock (:mod:`asyncidem.stores.guarded`); a log line says
+    so once.
 
-    All commands for a node go over one connection, made as the client makes its own, and large results are written over a second one
-    (:mod:`asyncidem.stores.multiplex`). They are no part of the client's pool.
+    All commands for a node go over one connection, made as the client makes its own, and large results are written over
+    a second one (:mod:`asyncidem.stores.multiplex`). They are no part of the client's pool.
 
     Permissions: an ACL user needs SET, GET, PTTL, DEL, EVAL and EVALSHA on the keys of the prefix, SELECT for another
-    database than 0, and in a cluster CLUSTER SLOTS and ASKING (for a client that was brought, COMMAND too), with ``wait_replicas`` WAIT and
-    PEXPIRE, and INFO for the warning about eviction.
+    database than 0, and in a cluster CLUSTER SLOTS and ASKING (for a client that was brought, COMMAND too), with
+    ``wait_replicas`` WAIT and PEXPIRE, and INFO for the warning about eviction.
 
     A store belongs to one event loop at a time. Used from the next one after that has ended, or after a fork, it drops
     the connections of the old before it sends anything.
@@ -378,7 +380,8 @@ class RedisStore(Store):
                 key, expected, value, ttl_ms, exact=exact, or_absent=or_absent, left_ms=left_ms
             )
         swap = Swap(reply[0] == 1, reply[1] if len(reply) > 1 else None)
-        # Not a release: lost, it costs a lease. Nor a renewal, whose bytes begin like those that it replaces: see `confirm`.
+        # Not a release: lost, it costs a lease. Nor a renewal, whose bytes begin like those that it replaces: see
+        # `confirm`.
         counts = exact or (or_absent and not value.startswith(expected))
         # A repetition that finds what it wants to write counts no sooner.
         if self._replicas is not None and counts and (swap.written or swap.found == value):

@@ -47,7 +47,7 @@ class StoreConformance:
     ::
 
         async def test_my_store() -> None:
-            await StoreConformance(lambda: MyStore("/tmp/records")).run()
+            await StoreConformance(lambda: MyStore("records.db")).run()
 
     The primitives' comparisons, ttls and answers, values and keys that a store may mangle, races, cancelled calls, and the
     life of a key on top of them. It takes about a second of real time for expiries, or none with a clock of yours, and
