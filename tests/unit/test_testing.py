@@ -1,6 +1,7 @@
 """What the package offers for users' tests: another store under their functions, a clock, and faults."""
 
 import asyncio
+import itertools
 from datetime import timedelta
 from typing import Any
 
@@ -11,7 +12,6 @@ from asyncidem import (
     ConfigurationError,
     Event,
     Idempotency,
-    IdempotencyError,
     InProgress,
     LeaseLostError,
     MemoryStore,
@@ -123,14 +123,58 @@ async def test_an_operation_ends_in_the_store_that_it_was_begun_in() -> None:
         assert (record.state, record.data) == (State.COMPLETED, f'"{name}"')
 
 
-async def test_blocks_that_end_out_of_order_are_an_error() -> None:
-    """An application would keep a test's store for good: it is said, where it happens."""
+@pytest.mark.parametrize("ends", list(itertools.permutations(range(3))))
+def test_blocks_end_in_any_order(ends: tuple[int, ...]) -> None:
+    """Of the blocks that go on the one that was begun last counts, and after all of them the application's own store."""
     shop = Shop()
-    first, second = use_store(shop.idem, MemoryStore()), use_store(shop.idem, MemoryStore())
+    stores = [MemoryStore() for _ in range(3)]
+    blocks = [use_store(shop.idem, store) for store in stores]
+    for block in blocks:
+        block.__enter__()
+    going_on = set(range(3))
+    for end in ends:
+        blocks[end].__exit__(None, None, None)
+        going_on.remove(end)
+        assert shop.idem.store is (stores[max(going_on)] if going_on else shop.store)
+    with use_store(shop.idem, stores[0]):
+        assert shop.idem.store is stores[0]
+    assert shop.idem.store is shop.store
+
+
+def test_blocks_of_several_applications_know_nothing_of_each_other() -> None:
+    """Each `Idempotency` has its own."""
+    one, other = Shop(), Shop()
+    first, second = use_store(one.idem, MemoryStore()), use_store(other.idem, MemoryStore())
     first.__enter__()
-    second.__enter__()
-    with pytest.raises(IdempotencyError, match="end that one first"):
+    with second:
         first.__exit__(None, None, None)
+        assert one.idem.store is one.store
+        assert other.idem.store is not other.store
+    assert other.idem.store is other.store
+
+
+async def test_a_block_that_ends_first_keeps_the_error_of_its_body() -> None:
+    """A test that fails in a block around which another one goes on fails with its own error."""
+    shop = Shop()
+    later, over = asyncio.Event(), asyncio.Event()
+
+    async def failing() -> None:
+        with use_store(shop.idem, MemoryStore()):
+            await later.wait()
+            raise ZeroDivisionError
+
+    async def outlasting() -> None:
+        with use_store(shop.idem, MemoryStore()) as store:
+            later.set()
+            await over.wait()
+            assert shop.idem.store is store
+
+    failed, outlasts = asyncio.create_task(failing()), asyncio.create_task(outlasting())
+    with pytest.raises(ZeroDivisionError):
+        await failed
+    over.set()
+    await outlasts
+    assert shop.idem.store is shop.store
 
 
 @pytest.mark.parametrize(
