@@ -13,6 +13,7 @@ What each await leaves behind when its task is cancelled, or its process killed:
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, TypeAlias
@@ -185,7 +186,6 @@ class Engine:
 
     async def _complete_without(self, op: Operation, result: Any, refused: CodecError) -> None:
         refused.result = result
-        self.tell("result_unavailable", op, refused)
         await self._complete(op, None, "unavailable", None, result, refused)
         raise refused
 
@@ -376,7 +376,10 @@ class Engine:
         result: Any,
         instead: Exception | None = None,
     ) -> None:
-        """Record the end; ``instead`` is what the caller is about to raise."""
+        """Record the end; ``instead`` is what the caller is about to raise.
+
+        The store comes first, then hooks and log: what interrupts one of those leaves nothing to be run again.
+        """
         claim, local = op._claim, op._local
         assert claim is not None
         assert local is not None
@@ -407,9 +410,9 @@ class Engine:
                     error=error,
                 )
         except LeaseLostError as lost:
+            lost.result = result
             if op._lost is None:
                 self.tell("lease_lost", op, lost, warning=True)
-            lost.result = result
             raise lost from instead
         except StoreError as trouble:
             self.tell("completion_failed", op, trouble, warning=True)
@@ -417,6 +420,8 @@ class Engine:
                 raise CompletionError(op.key, result) from trouble
         finally:
             local.watches.ended(op.key, record, free=False)
+            if isinstance(instead, CodecError):
+                self.tell("result_unavailable", op, instead)
         if record is not None and self._cache is not None:
             self._cache.put(record)
         if stored and self._hooks:
@@ -463,9 +468,11 @@ def _choice(options: Options, error: BaseException) -> str:
         choice = options.on_failure(error)
     except Exception as broken:  # noqa: BLE001 - the user's function: it must not hide what the handler raised
         broken.__context__ = None  # what the handler raised is not for the log
-        logger.exception("on_failure_failed")
+        with contextlib.suppress(Exception):  # nor must a filter of the user's hide it
+            logger.exception("on_failure_failed")
         return "keep"
     if choice not in ("release", "keep"):
-        logger.error("on_failure_failed", extra={"returned": repr(choice)})
+        with contextlib.suppress(Exception):
+            logger.error("on_failure_failed", extra={"returned": repr(choice)})
         return "keep"  # of the two it is the one that cannot run an effect twice
     return choice
