@@ -42,6 +42,7 @@ __all__ = [
     "LARGE",
     "LEFT_UNKNOWN",
     "LOCK_MS",
+    "MAX_NAME",
     "MIN_TTL_MS",
     "Attributes",
     "Claimed",
@@ -78,6 +79,9 @@ LARGE: Final = 64 * 1024
 
 SCAN: Final[Callable[[str, int], tuple[str, int]]] = cast("Any", json.decoder).scanstring
 """Reads a JSON string behind its opening quote; typeshed does not know it."""
+
+MAX_NAME: Final = 64
+"""Bytes that the name of an attribute may have as UTF-8: a record is recognised by how it begins."""
 
 MAX_TIME: Final = 2**63
 
@@ -252,7 +256,7 @@ class Attributes:
     """Names of the record's attributes, for peers whose Powertools layer was given others.
 
     Raises:
-        ConfigurationError: a name is none, or would overwrite another attribute.
+        ConfigurationError: a name is none, is longer than 64 bytes as UTF-8, or would overwrite another attribute.
     """
 
     __slots__ = ("data_attr", "expiry_attr", "in_progress_expiry_attr", "status_attr", "validation_key_attr")
@@ -274,6 +278,11 @@ class Attributes:
         for option, name in zip(self.__slots__, names, strict=True):
             if not isinstance(name, str) or not name:
                 raise ConfigurationError(f"{option} must be a name, not {name!r}")
+            if (size := len(name.encode(errors="surrogatepass"))) > MAX_NAME:
+                raise ConfigurationError(
+                    f"{option} must have at most {MAX_NAME} bytes as UTF-8, and {name!r} has {size}: use a shorter name, "
+                    f"with every worker and peer that shares the records"
+                )
         for name in names:
             if names.count(name) > 1 or name in {"owner", "lease", "ttl", "attempt", "outcome", "error"}:
                 raise ConfigurationError(f"the attribute name {name!r} is taken; every attribute needs its own")

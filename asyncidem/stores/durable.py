@@ -26,8 +26,13 @@ from .refusals import refusal
 
 __all__ = ["Replicas", "check_wait_replicas", "refuse_without_wait", "warn_of_eviction"]
 
-BEGINNING: Final = 256
-"""Bytes by which a value is recognised: a record begins with its owner's token, its status and its times."""
+BEGINNING: Final = 1280
+"""Bytes by which a value is recognised: a record begins with its owner's token, its status and its times.
+
+44 with the token, 14 of the status, two times of at most 19 digits, 10 between them, and three names: each has two
+quotes and at most 64 bytes, for one of which JSON writes up to six (control characters).
+44 + 14 + 2 * 19 + 10 + 3 * (2 + 64 * 6) = 1264.
+"""
 
 
 class Replicas:

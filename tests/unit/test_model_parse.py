@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from asyncidem import ConfigurationError, Record, Replay, State, StoreError, StoreUnavailableError
 from asyncidem.model import LEFT_UNKNOWN, Attributes, RecordFormat, matches, owner_of
+from asyncidem.stores.durable import BEGINNING
 
 FORMAT = RecordFormat(Attributes())
 OWNER = "a" * 32
@@ -175,6 +176,34 @@ def test_attributes_keep_off_ours(option: str, name: str) -> None:
     """No attribute takes the name of one that is fixed."""
     with pytest.raises(ConfigurationError, match=repr(name)):
         Attributes(**{option: name})
+
+
+@pytest.mark.parametrize("option", OPTIONS)
+def test_attributes_have_short_names(option: str) -> None:
+    """A name may have 64 bytes as UTF-8; the error of a longer one names it, its size and what to do."""
+    for name in ("n" * 64, "é" * 32, "\ud800" * 21):
+        assert getattr(Attributes(**{option: name}), option) == name
+    for name, size in (("n" * 65, 65), ("é" * 33, 66), ("\ud800" * 22, 66)):
+        with pytest.raises(
+            ConfigurationError, match=f"{option} must have at most 64 bytes as UTF-8, and .* has {size}: use a shorter"
+        ):
+            Attributes(**{option: name})
+
+
+@pytest.mark.parametrize("character", ["n", "é", "😀", '"', "\x01"], ids=ascii)
+def test_a_record_is_recognised_by_its_beginning(character: str) -> None:
+    """Whatever the names: who wrote it, what it says, and which renewal it is, with times of as many digits as are read."""
+    longest = 63 // len(character.encode())
+    names = [chr(ord("a") + number) + character * longest for number in range(5)]
+    records = RecordFormat(Attributes(*names))
+    long_ago, late = 10**17, 2**63 - 2
+    running = [
+        records.in_progress(owner * 32, late * 1000, stamp, lease_ms=1, ttl_ms=1, attempt=1, fingerprint="f")
+        for owner in "ab"
+        for stamp in (long_ago, late, late + 1)
+    ]
+    done = [records.completed(owner * 32, late, 1, "1", None, 1) for owner in "ab"]
+    assert len({value[:BEGINNING] for value in (*running, *done)}) == len(running) + len(done)
 
 
 def test_attributes_are_apart() -> None:
