@@ -147,10 +147,13 @@ class SingleRoute(Routes):
         """Do nothing: nothing is read."""
 
     def reset(self, *, forked: bool) -> None:
-        """Forget the pool's connections."""
-        if forked:
-            inherited.append(self._pool.__dict__.copy())
-        self._pool.reset()
+        """Forget the pool's connections, and those over which it asks sentinels for the master."""
+        manager = getattr(self._pool, "sentinel_manager", None)
+        sentinels = () if manager is None else manager.sentinels
+        for pool in (self._pool, *(sentinel.connection_pool for sentinel in sentinels)):
+            if forked:
+                inherited.append(pool.__dict__.copy())
+            pool.reset()
 
 
 class ClusterNode(Node):

@@ -2,6 +2,8 @@
 
 import asyncio
 import contextlib
+import gc
+import os
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -56,6 +58,37 @@ async def test_connections_end_with_the_store(watch: Watch, multiplex: bool) -> 
         await store.aclose()
         await sentinel.until_open(0)
         assert asyncio.all_tasks() == tasks
+
+
+@pytest.mark.parametrize("same_loop", [False, True], ids=["next loop", "same loop"])
+def test_fork(watch: Watch, multiplex: bool, same_loop: bool) -> None:
+    """A child asks the sentinels over a connection of its own, and takes nothing from that of its parent."""
+    store = RedisStore.from_sentinel([(HOST, watch.port)], service="payments", multiplex=multiplex)
+    (sentinel,) = store._owned[1].sentinels
+
+    def way() -> Any:
+        (connection,) = sentinel.connection_pool._available_connections
+        return connection._writer.get_extra_info("sockname")
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(claims(store))
+    parents = way()
+    child = os.fork()
+    if child == 0:
+        try:
+            with contextlib.closing(loop if same_loop else asyncio.new_event_loop()) as own:
+                own.run_until_complete(claims(store))
+                assert way() != parents
+                gc.collect()
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    loop.run_until_complete(asyncio.wait_for(sentinel.sentinel_masters(), 5))
+    assert way() == parents, "and the parent still has its own"
+    loop.run_until_complete(claims(store))
+    loop.run_until_complete(store.aclose())
+    loop.close()
 
 
 async def test_options(watch: Watch, multiplex: bool) -> None:

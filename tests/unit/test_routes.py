@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from redis import exceptions
 from redis.asyncio import BlockingConnectionPool, ConnectionPool, Redis, RedisCluster
+from redis.asyncio.sentinel import Sentinel
 from redis.exceptions import AskError, MovedError
 
 from asyncidem.stores.routes import ClusterRoutes, SingleRoute, inherited, routes_of
@@ -433,6 +434,23 @@ async def test_single_reset(kind: type[ConnectionPool], forked: bool) -> None:
     routes.reset(forked=forked)
     assert idle not in pool._available_connections
     assert (len(inherited) > before) == forked
+    del inherited[before:]
+
+
+@pytest.mark.parametrize("forked", [False, True])
+async def test_sentinel_reset(forked: bool) -> None:
+    """The connections to the sentinels are forgotten with those to the master."""
+    sentinel = Sentinel([("nowhere.invalid", 1), ("nowhere.invalid", 2)])
+    pools = [one.connection_pool for one in sentinel.sentinels]
+    for pool in pools:
+        pool._available_connections.append(pool.make_connection())
+    kept = [pool._available_connections for pool in pools]
+    routes = SingleRoute(sentinel.master_for("payments"))
+    before = len(inherited)
+    routes.reset(forked=forked)
+    assert [pool._available_connections for pool in pools] == [[], []]
+    held = [taken["_available_connections"] for taken in inherited[before:]]
+    assert [connections in held for connections in kept] == [forked, forked]
     del inherited[before:]
 
 
