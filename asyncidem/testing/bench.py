@@ -41,6 +41,10 @@ def shown(value: object) -> str:
 class Bench:
     """The stores under test, and how values are put there and looked at.
 
+    Attributes:
+        names: the keys that were used, without the prefix.
+        pace: seconds that a primitive takes about, once it is known.
+
     Args:
         first: a store.
         second: another one over the same data, or the same.
@@ -53,6 +57,7 @@ class Bench:
         self._advance = advance
         self._run = os.urandom(4).hex()
         self.names: list[str] = []
+        self.pace = 0.0
 
     def name(self) -> str:
         """Return an idempotency key that nobody has used."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, Final, NamedTuple
 
 from ..durations import MAX_MS
 from ..model import LEFT_UNKNOWN, Stored, Swap
+from ..stores.base import Store
 from .bench import MINUTE, SLACK_MS, Bench, expect, shown
 
 __all__ = ["CHECKS", "Check"]
@@ -109,6 +110,25 @@ REMOVES: Final = (
     Removing(None, b"", True, False),
     Removing(None, b"abc", True, False),
 )
+
+
+REFUSED: Final[dict[str, Callable[[Store, str], Awaitable[object]]]] = {
+    "put_if_absent": lambda store, key: store.put_if_absent(key, b"other", MINUTE),
+    "put_or_read": lambda store, key: store.put_or_read(key, b"other", MINUTE),
+    "read": lambda store, key: store.read(key),
+    "swap of another value": lambda store, key: store.swap(key, b"other", b"new", MINUTE, exact=True, or_absent=True),
+    "swap of another beginning": lambda store, key: store.swap(key, b"o", b"new", MINUTE, exact=False, or_absent=True),
+    # The same value: a store that cannot tell the time left does not look at it, and writes.
+    "swap with left_ms": lambda store, key: store.swap(
+        key, b"mine", b"mine", MINUTE, exact=True, or_absent=False, left_ms=SOON
+    ),
+    "swap of a beginning with left_ms": lambda store, key: store.swap(
+        key, b"m", b"mine", MINUTE, exact=False, or_absent=True, left_ms=SOON
+    ),
+    "remove of another value": lambda store, key: store.remove(key, b"other", exact=True),
+    "remove of another beginning": lambda store, key: store.remove(key, b"o", exact=False),
+}
+"""What leaves the value b"mine" as it is, with its ttl: a record that is only asked for must still expire."""
 
 
 async def _put_absent(bench: Bench) -> None:
@@ -266,6 +286,20 @@ async def _time_passes(bench: Bench) -> None:
     expect(left <= MINUTE - 100 + SLACK_MS, f"it is said to have {left} ms left of {MINUTE} after 100 ms")
 
 
+async def _refused_prolongs_nothing(bench: Bench) -> None:
+    keys = [await bench.seeded(b"mine") for _ in REFUSED]
+    await bench.pass_time(0.1)
+    for key, (name, call) in zip(keys, REFUSED.items(), strict=True):
+        await call(bench.second, key)
+        stored = await bench.stored(key, b"mine")
+        assert stored is not None
+        left = stored.left_ms
+        expect(
+            left is not None and left <= MINUTE - 100 + SLACK_MS,
+            f"{name} changed nothing, and began the ttl anew: {left} ms are left of {MINUTE} after 100 ms",
+        )
+
+
 async def _put_expires(bench: Bench) -> None:
     # A read may clear away what a put would still have found: the one that is put again was not read before.
     key, later = await bench.seeded(b"old", SOON), await bench.seeded(b"old", SOON)
@@ -348,6 +382,7 @@ def _checks() -> tuple[Check, ...]:
         Check("a ttl of a century", _longest_ttl),
         Check("a ttl of a millisecond", _shortest_ttl),
         Check("the time left grows less", _time_passes),
+        Check("what is refused or read lives no longer for it", _refused_prolongs_nothing),
         Check("what put_if_absent wrote expires, and can be put again", _put_expires),
         Check("what swap wrote expires", part(_swap_expires, or_absent=False)),
         Check("what swap wrote over nothing expires", part(_swap_expires, or_absent=True)),

@@ -16,8 +16,13 @@ from .races import RACES
 
 __all__ = ["ConformanceError", "StoreConformance"]
 
+RUN_WITHIN: Final = 60.0
 CHECK_WITHIN: Final = 10.0
-"""Seconds that one check may take."""
+"""Seconds that the whole run and one check may take, where that many primitives do not take longer:"""
+
+RUN_PACES: Final = 1500
+CHECK_PACES: Final = 100
+"""Of a store that does one after the other the whole run needs 1134, and the longest check 62."""
 
 
 class ConformanceError(AssertionError):
@@ -58,7 +63,8 @@ class StoreConformance:
             see the same data, the races run between them, else among tasks on the first. The kit closes both.
         advance: lets that many seconds pass for the store, such as ``ManualClock.advance``; by default they are waited for.
             The store's ``clock`` must move with them.
-        timeout: seconds that the whole run may take.
+        timeout: seconds that the whole run may take; by default a minute, and more for a store whose primitives take
+            more than 40 ms.
 
     Raises:
         ConfigurationError: an argument that cannot work.
@@ -69,13 +75,13 @@ class StoreConformance:
         make_store: Callable[[], Store | Awaitable[Store]],
         *,
         advance: Callable[[float], object] = asyncio.sleep,
-        timeout: Duration = 60,
+        timeout: Duration | None = None,
     ) -> None:
         if not callable(make_store):
             raise ConfigurationError(f"make_store must be a function that returns a new store, not {make_store!r}")
         self._make_store = make_store
         self._advance = advance
-        self._timeout = to_ms(timeout, "timeout") / 1000
+        self._timeout = None if timeout is None else to_ms(timeout, "timeout") / 1000
         self._breaches: list[str] = []
 
     async def run(self) -> None:
@@ -105,21 +111,27 @@ class StoreConformance:
         return store
 
     async def _check(self, stores: list[Store]) -> None:
-        end = asyncio.get_running_loop().time() + self._timeout
+        clock = asyncio.get_running_loop().time
+        began = clock()
         first, second = stores
         bench = Bench(first, first, self._advance)
         # What fails while nothing is known of the store fails again below, and is reported there.
         if await self._attempt("", _share(bench, second)):
             bench.second = second
         self._breaches.clear()
+        timeout = max(RUN_WITHIN, RUN_PACES * bench.pace) if self._timeout is None else self._timeout
+        within = max(CHECK_WITHIN, CHECK_PACES * bench.pace)
         for number, (title, check) in enumerate(checks := (*CHECKS, *RACES)):
-            left = end - asyncio.get_running_loop().time()
+            left = began + timeout - clock()
             if left <= 0:
-                self._breaches.append(f"{len(checks) - number} checks were not made within {self._timeout:g} s")
+                self._breaches.append(
+                    f"{len(checks) - number} checks were not made within {timeout:g} s; a store that is slow needs a "
+                    f"greater timeout"
+                )
                 break
-            await self._attempt(title, check(bench), min(CHECK_WITHIN, left))
+            await self._attempt(title, check(bench), min(within, left))
         breaches = list(self._breaches)
-        await self._attempt("", _clean(bench))
+        await self._attempt("", _clean(bench), max(CHECK_WITHIN, RUN_PACES * bench.pace))
         self._breaches = breaches
 
     async def _attempt(self, title: str, work: Coroutine[Any, Any, Any], within: float = CHECK_WITHIN) -> Any:
@@ -151,10 +163,16 @@ class StoreConformance:
 
 
 async def _share(bench: Bench, other: Store) -> bool:
-    """Say whether another store sees the same data."""
-    key = bench.key()
+    """Say whether another store sees the same data, and see how long a primitive takes."""
+    key, clock = bench.key(), asyncio.get_running_loop().time
+    await bench.first.put_if_absent(key, b"probe", 10_000)  # it may have to connect first
+    shared = await other.read(key) is not None
+    began = clock()
     await bench.first.put_if_absent(key, b"probe", 10_000)
-    return await other.read(key) is not None
+    wrote = clock()
+    await bench.first.read(key)
+    bench.pace = max(wrote - began, clock() - wrote)
+    return shared
 
 
 async def _clean(bench: Bench) -> None:

@@ -24,6 +24,11 @@ PATIENCE: Final = (0, 1, 2, 3, 5, 8)
 """After how many turns of the loop a call is cancelled: before it begins, and at its first awaits."""
 
 LEASE: Final = 0.1
+"""Seconds of the lease whose end is waited for, of a store that is quick."""
+
+PACES: Final = 10
+"""How many primitives must fit into that lease: a claim that took a third of its lease renews it, and one that took all
+of it is nobody's."""
 
 
 def _put(key: str, value: bytes) -> Callable[[Store], Awaitable[bytes | None]]:
@@ -90,6 +95,25 @@ async def _remove_meets_swap(bench: Bench, *, exact: bool) -> None:
             swap.written is not removed, f"swap returned {shown(swap)}, and remove {shown(removed)}: one of them acts"
         )
         await bench.stored(key, b"new" if swap.written else None)
+
+
+async def _put_meets_swap(bench: Bench, *, exact: bool) -> None:
+    for number in range(ROUNDS):
+        keys = [bench.key() for _ in range(RACERS // 2)]
+        calls: list[Callable[[Store], Awaitable[object]]] = []
+        for key in keys:
+            both = [_put(key, b"put"), _swap(key, b"other", b"swapped", exact=exact, or_absent=True)]
+            calls += both if number % 2 else reversed(both)
+        answers = await bench.race(calls)
+        for key, pair in zip(keys, zip(answers[::2], answers[1::2], strict=True), strict=True):
+            put, swap = pair if number % 2 else reversed(pair)
+            expect(isinstance(swap, Swap), f"swap returned {shown(swap)}, not a Swap")
+            assert isinstance(swap, Swap)
+            expect(
+                (put is None) is not swap.written,
+                f"put_if_absent returned {shown(put)}, and swap with or_absent {shown(swap)}: one of them writes",
+            )
+            await bench.stored(key, b"swapped" if swap.written else b"put")
 
 
 async def _count(bench: Bench) -> None:
@@ -177,9 +201,10 @@ async def _claims_race(bench: Bench) -> None:
 async def _taken_over(bench: Bench) -> None:
     key = bench.name()
     bench.names.append(f"{key}:lock")
-    zombie = await bench.first.claim(key, lease=LEASE, ttl=60)
+    lease = max(LEASE, PACES * bench.pace)
+    zombie = await bench.first.claim(key, lease=lease, ttl=60)
     assert isinstance(zombie, Claimed)
-    await bench.pass_time(LEASE + 0.05)
+    await bench.pass_time(lease + 0.05)
     owner = await bench.second.claim(key, lease=30, ttl=60)
     expect(isinstance(owner, Claimed) and owner.attempt == 2, f"a claim after the lease's end returned {owner!r}")
     assert isinstance(owner, Claimed)
@@ -212,6 +237,8 @@ def _races() -> tuple[Check, ...]:
         Check("remove is atomic", _removes_race),
         Check("remove and swap are atomic together", part(_remove_meets_swap, exact=True)),
         Check("remove and swap of a beginning are atomic together", part(_remove_meets_swap, exact=False)),
+        Check("put_if_absent and swap are atomic together", part(_put_meets_swap, exact=True)),
+        Check("put_if_absent and swap of a beginning are atomic together", part(_put_meets_swap, exact=False)),
         Check("counting by read and swap loses nothing", _count),
         *(Check(f"{name} can be cancelled", part(_cancelled, call=call)) for name, call in calls.items()),
         Check("a key is claimed, completed, replayed, deleted and released", _lifecycle),

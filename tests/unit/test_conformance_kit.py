@@ -1,6 +1,7 @@
 """The conformance kit reports every store that breaks the contract, and passes those that keep it."""
 
 import asyncio
+import functools
 import pickle
 import subprocess
 import sys
@@ -14,7 +15,8 @@ from asyncidem.testing import ConformanceError, ManualClock, StoreConformance, c
 
 from faulty import virtual
 from loops import run_virtual
-from stores.broken_answers import BROKEN, ReadCannotBeEnded
+from stores.broken_answers import ReadCannotBeEnded
+from stores.broken_pairs import BROKEN
 from stores.broken_stores import PutReadsThenWrites
 
 
@@ -104,6 +106,36 @@ async def test_a_store_that_keeps_the_contract_passes(kind: type[MemoryStore]) -
     await checked.run()
 
 
+@pytest.mark.parametrize("at_a_time", [8, 1])
+@virtual
+async def test_a_slow_store_passes(at_a_time: int) -> None:
+    """A store that takes 120 ms for every primitive, one after the other at the worst, is none the worse for it."""
+    clock = asyncio.get_running_loop().time
+    room = asyncio.Semaphore(at_a_time)
+
+    class Slow(MemoryStore):
+        async def put_or_read(self, key: str, value: bytes, ttl_ms: int) -> Stored | None:
+            return await self.slowly(super().put_or_read, key, value, ttl_ms)
+
+        async def read(self, key: str) -> Stored | None:
+            return await self.slowly(super().read, key)
+
+        async def swap(self, key: str, expected: bytes, value: bytes, ttl_ms: int, **how: Any) -> Swap:
+            return await self.slowly(functools.partial(super().swap, **how), key, expected, value, ttl_ms)
+
+        async def remove(self, key: str, expected: bytes, *, exact: bool) -> bool:
+            return await self.slowly(functools.partial(super().remove, exact=exact), key, expected)
+
+        async def slowly(self, primitive: Any, *args: Any) -> Any:
+            async with room:
+                await asyncio.sleep(0.06)
+                answer = await primitive(*args)
+                await asyncio.sleep(0.06)
+                return answer
+
+    await StoreConformance(lambda: Slow(clock=clock, wall=clock)).run()
+
+
 @virtual
 async def test_time_that_passes_by_itself_is_waited_for() -> None:
     """Without a clock to be advanced the kit waits, here on a loop's virtual time."""
@@ -148,6 +180,10 @@ async def test_workers_of_one_backend_race_each_other() -> None:
         async def put_if_absent(self, key: str, value: bytes, ttl_ms: int) -> bytes | None:
             async with self.mutex:
                 return await super().put_if_absent(key, value, ttl_ms)
+
+        async def swap(self, key: str, expected: bytes, value: bytes, ttl_ms: int, **how: Any) -> Swap:
+            async with self.mutex:
+                return await super().swap(key, expected, value, ttl_ms, **how)
 
     with pytest.raises(ConformanceError, match="put_if_absent is atomic: of 8 calls 2 wrote"):
         await kit(LockedForItself).run()
