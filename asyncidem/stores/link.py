@@ -263,8 +263,19 @@ class WireLink(Link):
         """
 
     @abstractmethod
-    async def run(self, script: Script, key: str, *args: bytes | str | int, large: bool = False) -> Any:
-        """Run a script on ``key``; ``large`` says that its arguments are. Raises what :meth:`exchange` raises."""
+    async def run(
+        self, script: Script, key: str, *args: bytes | str | int, large: bool = False, probe: Command = ()
+    ) -> Any:
+        """Run a script on ``key``. Raises what :meth:`exchange` raises.
+
+        Args:
+            script: the script.
+            key: its key.
+            *args: its arguments.
+            large: whether they are.
+            probe: arguments with which it changes nothing: with them it is run once more, in the same write, so that it
+                was tried both by its source and by its digest. Of that reply nothing counts but a refusal.
+        """
 
     @abstractmethod
     async def patient(self, key: str, commands: Callable[[int], Sequence[Command]]) -> tuple[list[Any], int]:
@@ -285,17 +296,21 @@ class WireLink(Link):
         """Try once."""
 
     async def _talk_script(
-        self, script: Script, key: str, args: Command, progress: Progress, *, large: bool = False
+        self, script: Script, key: str, args: Command, progress: Progress, *, large: bool = False, probe: Command = ()
     ) -> Any:
         # The first time with its source, which the server keeps. After that inside one try: a server that restarted
         # has lost the script, and may have run it before.
-        if script.sha in self._loaded:
+        if script.sha in self._loaded and not probe:
             try:
                 return (await self._talk(key, (("EVALSHA", script.sha, 1, key, *args),), progress, large=large))[0]
             except exceptions.ResponseError as error:
                 if refusal(error) != "NOSCRIPT":
                     raise
-        reply = (await self._talk(key, (("EVAL", script.source, 1, key, *args),), progress, large=large))[0]
+        commands: tuple[Command, ...] = (("EVAL", script.source, 1, key, *args),)
+        if probe:
+            self._loaded.clear()  # if the digest is refused, what undoes this must go by its source
+            commands += (("EVALSHA", script.sha, 1, key, *probe),)
+        reply = (await self._talk(key, commands, progress, large=large))[0]
         self._loaded.add(script.sha)
         return reply
 
@@ -337,9 +352,16 @@ class PoolLink(WireLink):
         talk = functools.partial(self._talk, key, commands)
         return await self.detached(key, functools.partial(self._slotted, talk))
 
-    async def run(self, script: Script, key: str, *args: bytes | str | int, large: bool = False) -> Any:  # noqa: ARG002 - each command has a connection of its own here
+    async def run(
+        self,
+        script: Script,
+        key: str,
+        *args: bytes | str | int,
+        large: bool = False,  # noqa: ARG002 - each command has a connection of its own here
+        probe: Command = (),
+    ) -> Any:
         """Run a script on ``key``; see :meth:`WireLink.run`."""
-        talk = functools.partial(self._talk_script, script, key, args)
+        talk = functools.partial(self._talk_script, script, key, args, probe=probe)
         return await self.detached(key, functools.partial(self._slotted, talk))
 
     async def patient(self, key: str, commands: Callable[[int], Sequence[Command]]) -> tuple[list[Any], int]:

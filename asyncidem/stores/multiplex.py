@@ -86,17 +86,19 @@ class MultiplexedLink(WireLink):
         except NotMultiplexableError as error:
             return await self._fall_back(error).exchange(key, *commands)
 
-    async def run(self, script: Script, key: str, *args: bytes | str | int, large: bool = False) -> Any:
+    async def run(
+        self, script: Script, key: str, *args: bytes | str | int, large: bool = False, probe: Command = ()
+    ) -> Any:
         """Run a script on ``key``; see :meth:`WireLink.run`."""
         if self._plain is not None:
-            return await self._plain.run(script, key, *args)
+            return await self._plain.run(script, key, *args, probe=probe)
         deadline = call_deadline.get()
         if deadline is None:
             with Within(self._timeout):
-                return await self.run(script, key, *args, large=large)
+                return await self.run(script, key, *args, large=large, probe=probe)
         channel = self._at_once(key, large=large)
         failed: tuple[Exception, Progress] | None = None
-        if channel is not None and script.sha in self._loaded:
+        if channel is not None and script.sha in self._loaded and not probe:
             reply = await channel.send(("EVALSHA", script.sha, 1, key, *args), deadline)
             if not isinstance(reply, Exception):
                 return reply
@@ -104,9 +106,10 @@ class MultiplexedLink(WireLink):
             if refusal(reply) == "NOSCRIPT":
                 self._loaded.discard(script.sha)  # the next try brings its source
         try:
-            return await self.step(functools.partial(self._talk_script, script, key, args, large=large), failed)
+            talk = functools.partial(self._talk_script, script, key, args, large=large, probe=probe)
+            return await self.step(talk, failed)
         except NotMultiplexableError as error:
-            return await self._fall_back(error).run(script, key, *args)
+            return await self._fall_back(error).run(script, key, *args, probe=probe)
 
     async def patient(self, key: str, commands: Callable[[int], Sequence[Command]]) -> tuple[list[Any], int]:
         """Send commands that block their connection; see :meth:`WireLink.patient`."""

@@ -21,7 +21,7 @@ from ..model import LARGE, LEFT_UNKNOWN, Stored, Swap
 from .base import Store
 from .clients import OwnCluster, OwnSentinel, danger_of, refuse_database, sentinel_addresses
 from .durable import Replicas, check_wait_replicas, refuse_without_wait, warn_of_eviction
-from .link import Link, PoolLink, Script, WireLink
+from .link import Command, Link, PoolLink, Script, WireLink
 from .multiplex import MultiplexedLink
 from .ownership import RecordOptions, StoreOptions
 from .primitives import NotReplicatedError
@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 __all__ = ["RedisStore"]
 
 FELL_BACK: Final = object()
+PROBE: Final[Command] = "", "", 2
+"""Arguments of ``lua/put.lua`` with which it does nothing."""
+
 CLUSTER_DEFAULTS: Final[dict[str, Any]] = {"reinitialize_steps": 0, "require_full_coverage": False}
 """Where the client's own commands are used, a MOVED closes no connection; a slot that nobody serves is its keys'
 trouble."""
@@ -54,7 +57,9 @@ class RedisStore(Store):
 
     Permissions: an ACL user needs SET, GET, PTTL, DEL, EVAL and EVALSHA on the keys of the prefix, SELECT for another
     database than 0, and in a cluster CLUSTER SLOTS and ASKING (for a client that was brought, COMMAND too), with
-    ``wait_replicas`` WAIT and PEXPIRE, and INFO for the warning about eviction.
+    ``wait_replicas`` WAIT and PEXPIRE, and INFO for the warning about eviction. The first claim needs SET, GET, EVAL and
+    EVALSHA: one that is missing is refused before any effect. PTTL is missed by the first duplicate or takeover, DEL by
+    the first release.
 
     A store belongs to one event loop at a time. Used from the next one after that has ended, or after a fork, it drops
     the connections of the old before it sends anything.
@@ -288,9 +293,10 @@ class RedisStore(Store):
         return await self._put_by_script(key, value, ttl_ms)
 
     async def _put_by_script(self, key: str, value: bytes, ttl_ms: int) -> Stored | None:
-        # Without scripts no completion could be written: the first claim shows it, before the effect.
+        # Without scripts no completion could be written: the first claim shows it, before the effect. By the digest too,
+        # which the second completion goes by: where that alone is refused, the claim is undone.
         first = self._first
-        found = await self._run(self._put_script, key, value, ttl_ms, int(first))
+        found = await self._run(self._put_script, key, value, ttl_ms, int(first), probe=PROBE if first else ())
         if found is FELL_BACK:
             return await self._guarded.put_or_read(key, value, ttl_ms)
         if self._set_get:
@@ -326,12 +332,14 @@ class RedisStore(Store):
             extra = {"mode": "scripts", "missing": missing}
             logger.info("fallback_mode: scripts stand in for %s", missing, extra=extra)
 
-    async def _run(self, script: Script, key: str, *args: bytes | str | int, large: bool = False) -> Any:
+    async def _run(
+        self, script: Script, key: str, *args: bytes | str | int, large: bool = False, probe: Command = ()
+    ) -> Any:
         """Run a script; ``FELL_BACK`` if there are none to run."""
         if self._wire is None or self._plain is not None:
             return FELL_BACK
         try:
-            return await self._wire.run(script, key, *args, large=large)
+            return await self._wire.run(script, key, *args, large=large, probe=probe)
         except StoreError as error:
             return self._without_scripts(error)
 

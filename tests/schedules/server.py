@@ -76,6 +76,9 @@ class Server:
             return None
         return found.data
 
+    def _probe(self, request: Request, found: Value | None) -> None:
+        """Say that the script may run."""
+
     def _read(self, request: Request, found: Value | None) -> Stored | None:
         return None if found is None else Stored(found.data, found.expires - self.now)
 

@@ -113,6 +113,8 @@ def request_of(command: list[bytes]) -> Request:
     if command[0] in (b"GET", b"PTTL"):
         return Request(command[0].decode().lower(), command[1].decode())
     name, key, args = NAMES[command[1]], command[3].decode(), command[4:]
+    if name == "put" and args[2] == b"2":
+        return Request("probe", key)
     if name == "put":
         return Request("put", key, args[0], int(args[1]))
     if name == "remove":

@@ -223,3 +223,27 @@ async def test_each_permission_is_needed(user: str, server: Server, store_at: St
     async with store_at(user) as store:
         with pytest.raises(StoreError, match="the user needs SET, GET, PTTL, DEL, EVAL and EVALSHA"):
             await everything(store, server)
+
+
+@pytest.mark.parametrize("known", [False, True], ids=["fresh", "known"])
+@pytest.mark.parametrize("command", ["+set", "+get", "+eval", "+evalsha"])
+async def test_a_first_call_shows_what_is_missing(
+    user: str, redis_url: str, server: Server, store_at: StoreFactory, command: str, known: bool
+) -> None:
+    """What a completion needs is missed before the effect, by a store's first claim and each after it; none stays.
+
+    It is so on a server that knows the scripts already, too.
+    """
+    if known:
+        async with store_at(redis_url) as store:
+            await everything(store, server)
+            assert await store.delete("w")
+    server.command("ACL", "SETUSER", "worker", command.replace("+", "-"))
+    async with store_at(user) as store:
+        for _ in range(3):
+            with pytest.raises(StoreError, match="the user needs SET, GET, PTTL, DEL, EVAL and EVALSHA"):
+                await Idempotency(store).run("k", pytest.fail, "the handler ran")  # type: ignore[arg-type]
+            await asyncio.gather(*store._background)
+            assert server.command("EXISTS", "asyncidem:k") == ":0"
+        server.command("ACL", "SETUSER", "worker", command)
+        assert await Idempotency(store).run("k", asyncio.sleep, 0, 1) == 1

@@ -1,6 +1,10 @@
 -- SET key value NX GET PX for servers before Redis 7.0, and the first claim of a store, which shows whether scripts run.
--- KEYS[1] key; ARGV[1] value, ARGV[2] ttl in milliseconds, ARGV[3] '1' asks for the limits of memory too. Returns false
--- if it was written, else what is there; asked, {that, maxmemory, maxmemory-policy}, as far as the server tells.
+-- KEYS[1] key; ARGV[1] value, ARGV[2] ttl in milliseconds, ARGV[3] '1' asks for the limits of memory too, '2' only
+-- whether the script may run. Returns false if it was written, else what is there; asked for the limits, {that,
+-- maxmemory, maxmemory-policy}, as far as the server tells.
+if ARGV[3] == '2' then
+    return false
+end
 local found = redis.call('GET', KEYS[1])
 if not found then
     redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
