@@ -26,6 +26,7 @@ from typing import Any, Final, TypeVar
 
 from redis import exceptions
 
+from ..cancellation import within_loop
 from ..errors import ConfigurationError, IdempotencyError, StoreUnavailableError
 from .primitives import Within, call_deadline
 from .refusals import PASSING, raise_refusal, refusal, remedy, untrusted
@@ -110,11 +111,14 @@ class Link:
         return loop
 
     async def detached(self, key: str, work: Callable[[], Coroutine[Any, Any, T]]) -> T:
-        """Run ``work`` in a task of its own; when the caller is cancelled it goes on, and is waited for by the next."""
+        """Run ``work`` in a task of its own; when the caller is cancelled it goes on, and is waited for by the next.
+
+        It ends with its loop at the latest: nobody else would end what a caller left in the loop's last moments.
+        """
         loop = self._enter()
         prior = tuple(self._abandoned.get(key, ()))
         with Within(self._timeout):  # a primitive that is awaited on its own has a deadline too
-            task = loop.create_task(self._after(prior, work) if prior else work())
+            task = loop.create_task(within_loop(functools.partial(self._after, prior, work) if prior else work))
         done = loop.create_future()
         task.add_done_callback(functools.partial(_set, done))
         try:

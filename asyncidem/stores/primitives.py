@@ -166,6 +166,8 @@ class Primitives(ABC):
                 if ending:
                     raise
                 end, ending = min(end, clock() + LINGER), True
+                # The end of the loop cancels again in every turn: a command that was begun after it would have no end.
+                await asyncio.sleep(0)
             except TimeoutError:
                 return  # the lease is over: others may take over now, and nothing more is owed
             except IdempotencyError:

@@ -126,7 +126,7 @@ async def test_cancelled_read(store: RedisStore, proxy: Proxy, multiplex: bool) 
     """A read that is cancelled ends at once; what is under way for it ends with the store, which waits for a task."""
 
     def under_way() -> list[asyncio.Task[Any]]:
-        return [task for task in asyncio.all_tasks() if "_slotted" in repr(task)]
+        return [task for task in asyncio.all_tasks() if "within_loop" in repr(task)]
 
     took = await cancelled_at_reply(proxy, store.get("k"), b"PTTL", lambda: None)
     assert took < 0.3

@@ -5,7 +5,6 @@ import contextlib
 import gc
 import os
 import subprocess
-import sys
 import time
 import weakref
 from collections.abc import Callable, Iterator
@@ -18,57 +17,17 @@ from redis.asyncio import Redis
 from asyncidem import Claimed, Idempotency, RedisStore
 from asyncidem.stores.multiplex import MultiplexedLink
 
+from alone import run_alone
 from conftest import ServerFactory, require
 from servers import BINARIES, Server
 
 DESCRIPTORS: Final = Path("/proc/self/fd")
-
-PRELUDE = """
-import asyncio, gc, logging, sys, time
-from redis.asyncio import Redis
-from asyncidem import Claimed, Idempotency, RedisStore, StoreError
-logging.getLogger("asyncio").setLevel(logging.ERROR)  # of a slow callback on a busy machine nothing is said
-url = sys.argv[1]
-
-def ending():
-    global ended
-    ended = time.monotonic()
-"""
-
-POSTLUDE = """
-asyncio.run(main())
-print(time.monotonic() - ended)
-gc.collect()
-"""
 
 
 @pytest.fixture(scope="module")
 def url(subject_server: Callable[[str], Server]) -> str:
     """A server that all tests of this module share, each with keys of its own."""
     return subject_server(require(*BINARIES)).url
-
-
-def run_alone(code: str, *args: str, during: Callable[[subprocess.Popen[str]], object] | None = None) -> float:
-    """Run `code` in an interpreter of its own that says all that there is to say, and see that it says nothing.
-
-    `code` defines `main()`, which calls `ending()` before it returns; what `asyncio.run` takes after that is returned.
-    """
-    process = subprocess.Popen(
-        [sys.executable, "-X", "dev", "-W", "error", "-c", PRELUDE + code + POSTLUDE, *args],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        if during is not None:
-            during(process)
-        out, err = process.communicate(timeout=30)
-    finally:
-        process.kill()
-        process.wait()
-    assert err == ""
-    assert process.returncode == 0
-    return float(out)
 
 
 def open_sockets() -> int:
