@@ -282,7 +282,7 @@ class WireLink(Link):
         """
 
     @abstractmethod
-    async def patient(self, key: str, commands: Callable[[int], Sequence[Command]]) -> tuple[list[Any], int]:
+    async def patient(self, key: str, commands: Callable[[int], Sequence[Command]]) -> tuple[list[Any], int, bool]:
         """Send commands that block their connection, over one of the client's pool, in nobody's order.
 
         Args:
@@ -290,7 +290,8 @@ class WireLink(Link):
             commands: makes them of the milliseconds that the server may wait.
 
         Returns:
-            Their replies, and those milliseconds. Raises what :meth:`exchange` raises.
+            Their replies, those milliseconds, and whether an earlier try had failed: then it may be another server that
+            answered. Raises what :meth:`exchange` raises.
         """
 
     @abstractmethod
@@ -368,13 +369,16 @@ class PoolLink(WireLink):
         talk = functools.partial(self._talk_script, script, key, args, probe=probe)
         return await self.detached(key, functools.partial(self._slotted, talk))
 
-    async def patient(self, key: str, commands: Callable[[int], Sequence[Command]]) -> tuple[list[Any], int]:
+    async def patient(self, key: str, commands: Callable[[int], Sequence[Command]]) -> tuple[list[Any], int, bool]:
         """Send commands that block their connection; see :meth:`WireLink.patient`."""
+        tries = 0
 
-        async def talk(progress: Progress) -> tuple[list[Any], int]:
+        async def talk(progress: Progress) -> tuple[list[Any], int, bool]:
+            nonlocal tries
+            tries += 1
             left = (call_deadline.get() or math.inf) - time.monotonic()
             ms = max(1, int(min(left, self._silence) * PATIENCE * 1000))
-            return await self._talk(key, commands(ms), progress), ms
+            return await self._talk(key, commands(ms), progress), ms, tries > 1
 
         # Under a name of its own, or the undo of what is waited for would have to wait too.
         return await self.detached(f"{key} patient", functools.partial(self._slotted, talk))
@@ -425,11 +429,10 @@ class PoolLink(WireLink):
             if failed is not None:
                 raise failed  # noqa: TRY301 - the handlers below are for it too
             return replies if progress.ask is None else replies[1::2]
-        except exceptions.ReadOnlyError:
-            # A master that was demoted: another node may answer to the name by now.
-            await connection.disconnect(nowait=True)
-            raise
-        except exceptions.ResponseError:
+        except exceptions.ResponseError as error:
+            if refusal(error) == "READONLY":
+                # A master that was demoted: another node may answer to the name by now.
+                await connection.disconnect(nowait=True)
             raise
         except BaseException:
             await connection.disconnect(nowait=True)

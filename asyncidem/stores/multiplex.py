@@ -111,7 +111,7 @@ class MultiplexedLink(WireLink):
         except NotMultiplexableError as error:
             return await self._fall_back(error).run(script, key, *args, probe=probe)
 
-    async def patient(self, key: str, commands: Callable[[int], Sequence[Command]]) -> tuple[list[Any], int]:
+    async def patient(self, key: str, commands: Callable[[int], Sequence[Command]]) -> tuple[list[Any], int, bool]:
         """Send commands that block their connection; see :meth:`WireLink.patient`."""
         if self._patient is None:
             self._patient = self._plain or PoolLink(self._routes, self._timeout)

@@ -66,7 +66,8 @@ class RedisStore(Store):
 
     With ``wait_replicas`` a claim that too few replicas acknowledge within a fifth of ``timeout`` is undone and raises
     ``StoreUnavailableError``; a completion is reported (``on_completion_error``) and repeated in the background. Each
-    of them costs a round trip more, on a connection of the client's pool, and what the replicas take. A replay is not
+    of them costs a round trip more, on a connection of the client's pool, and what the replicas take. Where the master
+    changes meanwhile, its successor is asked, and replicas have time to follow it, until ``timeout``. A replay is not
     waited for: a duplicate may see a completion that the replicas do not have yet. Nor does a replica's word outlast
     the loss of that replica: ``n`` survives the loss of the master and of any ``n - 1`` replicas, if what is promoted
     then is one that has the write, as Sentinel and Cluster prefer but do not promise.

@@ -34,6 +34,9 @@ PASSING: Final = frozenset(
 )
 """Refusals that are over soon, or elsewhere: repeated within the deadline."""
 
+DEMOTED: Final = ("UNBLOCKED ", "WAIT cannot be used with replica instances")
+"""What a master that was demoted answers to a WAIT: to one that blocks then, and to those after it."""
+
 NO_CLUSTER: Final = "this instance has cluster support disabled"
 
 UNWRITABLE: Final = frozenset({"OOM", "MISCONF", "NOREPLICAS", NO_CLUSTER})
@@ -57,6 +60,8 @@ def refusal(error: BaseException | None) -> str:
     if not isinstance(error, exceptions.ResponseError):
         return ""
     message = str(error)
+    if message.startswith(DEMOTED):
+        return "READONLY"  # it says the same, to a command that writes nothing
     # Below Redis 7.0 an error inside a script is wrapped into a sentence: "... @user_script: 9: -READONLY ...".
     inner = re.search(r"@user_script: ?[^:]*: -?([A-Z]+) ", message)
     if inner is not None:

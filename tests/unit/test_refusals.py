@@ -24,6 +24,18 @@ from asyncidem.stores.refusals import PASSING, error_reply, raise_refusal, redir
         ),
         (exceptions.ResponseError("The user executing the script can't run this command or subcommand"), "NOPERM"),
         (exceptions.NoScriptError("No matching script."), "NOSCRIPT"),
+        (
+            exceptions.ResponseError(
+                "UNBLOCKED force unblock from blocking operation, instance state changed (master -> replica?)"
+            ),
+            "READONLY",
+        ),
+        (
+            exceptions.ResponseError(
+                "WAIT cannot be used with replica instances. Please also note that since Redis 4.0"
+            ),
+            "READONLY",
+        ),
         (exceptions.AuthenticationError("invalid username-password pair or user is disabled."), "NOAUTH"),
         (exceptions.AuthorizationError("no"), "NOAUTH"),
         (exceptions.ResponseError("WRONGTYPE Operation against a key holding the wrong kind of value"), "WRONGTYPE"),
