@@ -22,6 +22,7 @@ from uuid import UUID
 from .errors import InvalidKeyError, MissingKeyError
 
 __all__ = [
+    "Fingerprint",
     "canonical",
     "check_key",
     "digest",
@@ -43,6 +44,12 @@ MAX_SHORT = 1 << 64
 _CONTAINERS = (list, tuple, set, frozenset, bytes, bytearray, memoryview, Mapping)
 _TEXT_IS_IDENTITY = frozenset({"ipaddress", "pydantic.networks"})
 _REMEDY = "use text, numbers, lists, dicts, dataclasses or models, or convert it to text yourself"
+
+
+class Fingerprint(str):
+    """A fingerprint that is one already, made elsewhere by other rules: as a payload it is taken as it is."""
+
+    __slots__ = ()
 
 
 class _UnsupportedError(Exception):
@@ -185,7 +192,7 @@ def is_lock(stored_key: str) -> bool:
 def fingerprint(payload: object, secret: bytes | None = None) -> str:
     """Return 32 hex digits that stand for ``payload``: SHA-256 of its canonical JSON, cut to 128 bits.
 
-    Text is hashed with its quotes, so ``"1"`` and ``1`` differ.
+    Text is hashed with its quotes, so ``"1"`` and ``1`` differ. A :class:`Fingerprint` is returned as it is.
 
     Args:
         payload: what must be the same when a key is used again.
@@ -195,6 +202,8 @@ def fingerprint(payload: object, secret: bytes | None = None) -> str:
     Raises:
         InvalidKeyError: ``payload`` has no canonical text (see :func:`canonical`).
     """
+    if isinstance(payload, Fingerprint):
+        return str.__str__(payload)
     text = canonical(payload).encode()
     if secret is None:
         return hashlib.sha256(text).hexdigest()[:32]

@@ -34,6 +34,7 @@ from asyncidem import (
     StoreUnavailableError,
     current_operation,
 )
+from asyncidem.integrations.powertools import powertools_fingerprint, powertools_key
 from asyncidem.model import Stored, Swap
 from asyncidem.testing import FaultyStore, ManualClock, StoreConformance, use_store
 
@@ -427,3 +428,16 @@ def register(handler: Callable[[str, int], Awaitable[dict[str, str]]]) -> None:
 
 register(bare)
 register(charge)  # type: ignore[arg-type]
+
+
+# -- integrations
+
+
+async def shared(order: dict[str, object]) -> None:
+    """Use keys and hashes of Powertools."""
+    key = powertools_key(order, key_prefix="charge", hash_function="sha256", jmespath="order_id")
+    assert_type(key, str)
+    assert_type(await idem.run(key, bare, "1", payload=powertools_fingerprint(order)), dict[str, str])
+    await store.claim(key, fingerprint=powertools_fingerprint(order, jmespath="amount"))
+    powertools_key(order)  # type: ignore[call-arg]
+    powertools_key(order, key_prefix=b"charge")  # type: ignore[arg-type]

@@ -1,0 +1,1 @@
+"""Integrations: each module needs its framework only, and none is imported by the package itself."""
