@@ -5,11 +5,13 @@ Run it with ``python tests/benchmarks/hot_path.py`` where asyncidem and the depe
 
 Times are medians in microseconds. A lone call's are by the wall: from its beginning to the write, the write itself
 (packing and the system call), the wait for the server and the loop, the reading of the reply, and from there to the end.
-A crowd's are processor time, the client's and, by ``INFO``, the server's.
+A crowd's are processor time, the client's and, by ``INFO``, the server's. The parts of a large result are what a codec and
+the record take of it, each a stretch in which the event loop does nothing else.
 """
 
 import asyncio
 import contextlib
+import json
 import os
 import statistics
 import sys
@@ -21,10 +23,13 @@ from typing import Any
 
 import redis
 
-from asyncidem import Idempotency, RedisStore
+from asyncidem import Idempotency, JSONCodec, MsgspecCodec, RedisStore
+from asyncidem.model import SCAN, quote
 from asyncidem.stores.channel import Channel, MultiplexedWire
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.sides import large
 
 from servers import BINARIES, Server, find_binary
 
@@ -113,6 +118,31 @@ async def crowd(
     return client / calls * 1e6, served / calls * 1e6
 
 
+def parts(size: int) -> dict[str, float]:
+    """Return the median of each part of the work on a result of about so many bytes."""
+    result = large(size)
+    text = json.dumps(result)
+    quoted = quote(text)
+    ours, fast = JSONCodec(), MsgspecCodec()
+    works: dict[str, Callable[[], Any]] = {
+        "json.dumps": lambda: json.dumps(result),
+        "encode": lambda: ours.encode(result),
+        "msgspec": lambda: fast.encode(result),
+        "quote": lambda: quote(text),
+        "unquote": lambda: SCAN(quoted, 1),
+        "json.loads": lambda: json.loads(text),
+        "decode": lambda: ours.decode(text, Any),
+        "by msgspec": lambda: fast.decode(text, Any),
+    }
+    times: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(9):
+        for name, work in works.items():
+            began = time.perf_counter()
+            work()
+            times[name].append(time.perf_counter() - began)
+    return {name: statistics.median(values) * 1e6 for name, values in times.items()}
+
+
 def used(server: redis.Redis) -> float:
     """Return the seconds of processor time that the server has used."""
     cpu: Any = server.info("cpu")
@@ -142,6 +172,10 @@ async def measure(url: str) -> None:
                     client, served = await crowd(call, f"{run}-{tasks}", tasks, server)
                     row = f"{label}, {tasks} tasks"
                     print(f"{row:28}{client:8.1f}{served:8.1f}   {1e6 / client:,.0f}/s, {1e6 / served:,.0f}/s")
+        for size in (100_000, 5_000_000):
+            of = parts(size)
+            print(f"\n{f'Of a result of {size:,} bytes':28}" + "".join(f"{name:>12}" for name in of))
+            print(f"{'µs':28}" + "".join(f"{value:12,.0f}" for value in of.values()))
             for key in server.scan_iter(f"{PREFIX}*", count=1000):
                 server.unlink(key)
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from benchmarks.figures import BARE, OURS, TIMES, Measured, Series, Side, Spread, single
 from benchmarks.harness import fresh_keys, interleaved
-from benchmarks.sides import SMALL, TTL, Bare, Decorated, Run, Target, bare_for, large, opened, templates
+from benchmarks.sides import SMALL, TTL, Bare, Decorated, Msgspec, Run, Target, bare_for, large, opened, templates
 from benchmarks.stage import Stage, control, round_trips
 
 from servers import HOST, Server
@@ -31,7 +31,7 @@ def small(stage: Stage) -> dict[str, Measured]:
 
 def large_result(stage: Stage) -> dict[str, Measured]:
     """First calls and replays of a result of 100 KB."""
-    series = asyncio.run(_first_and_replay(stage, LARGE, stage.effort.large))
+    series = asyncio.run(_first_and_replay(stage, LARGE, stage.effort.large, Msgspec()))
     rows: dict[str, Measured] = {}
     for kind in ("first", "replay"):
         cpu = series.ratios(OURS, f"{kind}_cpu")
@@ -40,9 +40,9 @@ def large_result(stage: Stage) -> dict[str, Measured]:
     return rows
 
 
-async def _first_and_replay(stage: Stage, result: Any, count: int) -> Series:
+async def _first_and_replay(stage: Stage, result: Any, count: int, *more: Decorated) -> Series:
     bare = await bare_for(stage.target, result)
-    sides = [bare, *stage.ours(), *stage.peers()]
+    sides = [bare, *stage.ours(), *more, *stage.peers()]
     async with opened(sides, stage.target, 1) as states:
         calls = {side.name: side.calls(result) for side, failure in states if failure is None}
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 from benchmarks.figures import BARE, OURS, Measured, Series, Spread, percentile
 from benchmarks.figures import Side as Figures
 from benchmarks.harness import fresh_keys, interleaved
-from benchmarks.sides import SMALL, Decorated, Side, Target, bare_for, large, opened
+from benchmarks.sides import SMALL, Decorated, Msgspec, Side, Target, bare_for, large, opened
 from benchmarks.stage import Stage
 
 from servers import Cluster
@@ -104,7 +104,7 @@ def beside_large(stage: Stage) -> dict[str, Measured]:
 async def _beside_large(stage: Stage) -> Series:
     target = stage.target
     bare = await bare_for(target, SMALL, HUGE)
-    async with opened([bare, Decorated()], target, NEIGHBOURS + 1) as states:
+    async with opened([bare, Decorated(), Msgspec()], target, NEIGHBOURS + 1) as states:
         sides = [side for side, _ in states]
         calls = {side.name: (side.calls(SMALL).first, side.calls(HUGE)) for side in sides}
 
