@@ -12,7 +12,7 @@ from .durations import to_ms
 from .errors import ConfigurationError
 from .model import Record
 
-__all__ = ["Options", "Overrides", "is_coroutine_callable"]
+__all__ = ["Choice", "Options", "Overrides", "is_coroutine_callable"]
 
 Choice: TypeAlias = Literal["release", "keep"]
 

@@ -25,7 +25,7 @@ from typing import Final
 # The directory above: the modules are `benchmarks.…` here as they are in the tests, and `servers` is beside them.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import latency, load, memory, processes, waiters
+from benchmarks import latency, load, memory, processes, waiters, web
 from benchmarks.environment import environment
 from benchmarks.figures import Measured
 from benchmarks.goals import GOALS, Verdict
@@ -53,6 +53,7 @@ SCENARIOS: Final[dict[str, tuple[Scenario, tuple[str, ...]]]] = {
     "cluster": (load.on_a_cluster, ("cluster_8", "cluster_64")),
     "processes": (processes.several_processes, tuple(f"processes_{number}" for number in processes.NUMBERS)),
     "beside": (load.beside_large, ("beside_large",)),
+    "http": (web.over_http, web.ROUNDS),
     "cache": (latency.cached, ("cache_commands", "cache_cpu")),
     "waiters": (waiters.waiters, tuple(goal.key for goal in GOALS if goal.key.startswith("waiters_"))),
     "records": (memory.records, ("record_bytes", "record_bytes_fingerprint")),
