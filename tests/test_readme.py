@@ -9,6 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
+from starlette.applications import Starlette
+from starlette.authentication import AuthenticationBackend
+from starlette.middleware.authentication import AuthenticationMiddleware
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -22,6 +26,22 @@ def blocks_of(page: Path) -> list[tuple[str, str]]:
 
 
 BLOCKS = [code for code, _ in blocks_of(README)]
+
+
+@web.middleware
+async def authenticate(request: web.Request, handler: Any) -> Any:
+    """Stand for what a reader has."""
+    return await handler(request)
+
+
+READERS: dict[str, Any] = {
+    "authenticate": authenticate,
+    "AuthenticationMiddleware": AuthenticationMiddleware,
+    "backend": AuthenticationBackend(),
+    "current_user": lambda: "ada",
+    "starlette": Starlette(),
+}
+"""What the sections about frameworks take for granted."""
 
 
 async def run_block(source: str, page: str, names: dict[str, Any]) -> None:
@@ -42,7 +62,7 @@ def test_readme_shows_code_early_and_stays_short() -> None:
 def test_code_of_the_readme_runs(capsys: pytest.CaptureFixture[str]) -> None:
     """Every block of Python runs, in the order of the page, and the first prints one charge for three calls."""
     assert len(BLOCKS) >= 4
-    names: dict[str, Any] = {"__name__": "readme"}
+    names: dict[str, Any] = {"__name__": "readme", **READERS}
 
     exec(compile(BLOCKS[0], "README.md", "exec"), names)  # noqa: S102 - likewise; it starts a loop itself
     shown = capsys.readouterr().out

@@ -25,7 +25,7 @@ PARAMETER: Final = re.compile(
     r"-?(?:[0-9]{1,12}\.[0-9]{1,3}|[0-9]{1,15})"  # decimal, integer
     r'|"(?:[ !#-\[\]-~]|\\["\\])*"'
     r"|[A-Za-z*][!#$%&'*+.^_`|~0-9A-Za-z:/-]*"  # token
-    r"|:(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}(?:==)?|[A-Za-z0-9+/]{3}=?)?:"  # bytes; padding may be missing
+    r"|:(?:(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2,4})={0,2})?:"  # bytes; what of their padding is missing is no matter
     r"|\?[01]"
     r"|@-?[0-9]{1,15}"  # date
     r'|%"(?P<display>(?:[ !#$&-~]|%[0-9a-f]{2})*)"'

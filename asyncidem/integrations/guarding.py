@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import anyio
 
@@ -64,7 +65,16 @@ async def _enter_while_there(op: Operation, gone: Callable[[], Awaitable[object]
         raise ClientGoneError
 
 
-async def settle(op: Operation, rules: Rules[object], status: int, headers: Headers, body: bytes | None) -> None:
+async def settle(
+    op: Operation,
+    rules: Rules[Any],
+    status: int,
+    headers: Headers,
+    body: bytes | None,
+    *,
+    reason: str | None = None,
+    raised: bool = False,
+) -> None:
     """End ``op`` with a whole response: store it, or release the key, as the rules say of its status.
 
     A cancellation meanwhile changes nothing: what was begun is repeated in the background.
@@ -75,6 +85,8 @@ async def settle(op: Operation, rules: Rules[object], status: int, headers: Head
         status: of the response.
         headers: all that the endpoint sent.
         body: all of it; None if it cannot be kept.
+        reason: phrase of the status line, if it is to be replayed.
+        raised: whether the endpoint raised it.
 
     Raises:
         LeaseLostError: another owner answers for the key.
@@ -82,7 +94,7 @@ async def settle(op: Operation, rules: Rules[object], status: int, headers: Head
     """
     try:
         verdict = rules.verdict(status)
-        answer = UNKEPT if body is None else rules.kept(status, headers, body)
+        answer = UNKEPT if body is None else rules.kept(status, headers, body, reason=reason, raised=raised)
     except Exception:  # the user's function failed; the effect has happened, and must not do so twice
         await _complete(op, UNKEPT)
         raise
@@ -103,8 +115,6 @@ async def fail(op: Operation, error: BaseException) -> None:
 
 async def _complete(op: Operation, answer: Answer) -> None:
     op.set_result(answer)
-    try:
+    # What has no text is completed without a result, and that is meant; the response still goes to its client.
+    with contextlib.suppress(CodecError):
         await op.__aexit__(None, None, None)
-    except CodecError:
-        if answer is not UNKEPT:
-            raise

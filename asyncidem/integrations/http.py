@@ -14,6 +14,7 @@ Nothing here reads or writes. The rules follow the IETF draft *The Idempotency-K
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import inspect
 import json
@@ -150,11 +151,18 @@ class ProblemError(Exception):
 
 
 class Answer(NamedTuple):
-    """A response that is whole: status, header lines without Content-Length, and body."""
+    """A response that is whole: status, header lines without Content-Length, and body.
+
+    Attributes:
+        reason: phrase of the status line, where a transport has it and it is not the status's own; else None.
+        raised: whether the endpoint raised it, where a transport has such responses: code around it sees the difference.
+    """
 
     status: int
     headers: Headers
     body: bytes
+    reason: str | None = None
+    raised: bool = False
 
     def lines(self, *, replayed: bool = False) -> Headers:
         """Return its header lines as they are sent, with the Content-Length that it has."""
@@ -190,6 +198,10 @@ class AnswerCodec(Codec):
             stored["body"] = value.body.decode()
         except UnicodeDecodeError:
             stored["base64"] = base64.b64encode(value.body).decode("ascii")
+        if value.reason is not None:
+            stored["reason"] = value.reason
+        if value.raised:
+            stored["raised"] = True
         return json.dumps(stored)
 
     def decode(self, text: str, annotation: Any) -> Answer:  # noqa: ARG002 (the contract's name)
@@ -202,8 +214,8 @@ class AnswerCodec(Codec):
             stored = json.loads(text)
             headers = [(name.encode("latin-1"), line.encode("latin-1")) for name, line in stored["headers"]]
             body = base64.b64decode(stored["base64"]) if "base64" in stored else stored["body"].encode()
-            return Answer(int(stored["status"]), headers, body)
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return Answer(int(stored["status"]), headers, body, stored.get("reason"), stored.get("raised", False))
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
             raise CodecError("the stored result is no HTTP response") from None
 
 
@@ -279,7 +291,7 @@ class Rules(Generic[R]):
         self.max_body = _size("max_body", max_body)
         self.documentation_url = _url(documentation_url)
         self._max_response = _size("max_response", max_response)
-        self._strict = _flag("strict", strict)
+        self.strict = _flag("strict", strict)
         self._should_store = should_store
         self._fingerprint = fingerprint
         self._store_cookies = _flag("store_cookies", store_cookies)
@@ -312,7 +324,7 @@ class Rules(Generic[R]):
             ProblemError: 400, it is malformed.
         """
         try:
-            return parse_key(lines, strict=self._strict)
+            return parse_key(lines, strict=self.strict)
         except MalformedKeyError as error:
             detail = f"{KEY_HEADER} is malformed: {error}."
             raise ProblemError(Problem(400, "malformed-key", f"{KEY_HEADER} is malformed", detail)) from None
@@ -416,7 +428,9 @@ class Rules(Generic[R]):
             name.lower() != b"content-encoding" or line.strip().lower() in (b"", b"identity") for name, line in headers
         )
 
-    def kept(self, status: int, headers: Headers, body: bytes) -> Answer:
+    def kept(
+        self, status: int, headers: Headers, body: bytes, *, reason: str | None = None, raised: bool = False
+    ) -> Answer:
         """Return what is stored of a response: the same, without what belongs to one connection or one moment."""
         if not self.keepable(headers, len(body)):
             return UNKEPT
@@ -434,7 +448,7 @@ class Rules(Generic[R]):
             for name, line in headers
             if (lower := name.lower()) not in dropped and not lower.startswith(b"access-control-")
         ]
-        return Answer(status, lines, body)
+        return Answer(status, lines, body, reason, raised)
 
     @staticmethod
     def failure(status: int, verdict: Verdict) -> Exception:
@@ -498,9 +512,10 @@ def _url(given: Any) -> str | None:
     if given is None:
         return None
     if isinstance(given, str) and given.isascii() and given.isprintable() and not set(' <>"#') & set(given):
-        parts = urlsplit(given)
-        if parts.scheme in ("http", "https") and parts.netloc:
-            return given
+        with contextlib.suppress(ValueError):  # brackets that hold no address
+            parts = urlsplit(given)
+            if parts.scheme in ("http", "https") and parts.netloc:
+                return given
     raise ConfigurationError(
         f"documentation_url must be an absolute http(s) URL in ASCII without spaces and fragment, not {given!r}"
     )
