@@ -11,6 +11,8 @@ from conftest import require
 from payments_app import started
 from servers import Server
 
+pytestmark = pytest.mark.once
+
 HEADERS = {"Idempotency-Key": '"k"', "X-Customer": "alice"}
 
 

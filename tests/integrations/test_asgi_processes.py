@@ -1,7 +1,6 @@
 """The ASGI middleware in a process of its own, over a real server: killed, and flooded with streams."""
 
 import asyncio
-import os
 import socket
 
 import httpx
@@ -35,7 +34,7 @@ async def test_a_server_that_is_killed_in_the_middle_of_a_handler(redis_url: str
     assert effects == [b"1", b"2"]
 
 
-@pytest.mark.skipif("ASYNCIDEM_TEST_KINDS" in os.environ, reason="once in a run is enough: 5 GB go through it")
+@pytest.mark.once
 async def test_a_hundred_streams_at_once_are_not_held_in_memory() -> None:
     """100 responses of 50 MB each, guarded, side by side: 64 MiB above the idle process, and every byte arrives."""
     all_open = asyncio.Barrier(100)

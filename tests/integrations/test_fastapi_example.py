@@ -19,6 +19,8 @@ from payments_app import EXAMPLES, started
 from servers import Server
 from web import serving
 
+pytestmark = pytest.mark.once
+
 PAYMENT = {"order": "o-1", "amount": 4200}
 HEADERS = {"Idempotency-Key": '"k"', "X-Customer": "alice"}
 

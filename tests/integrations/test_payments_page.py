@@ -16,6 +16,8 @@ from conftest import require
 from payments_app import started
 from servers import Server, free_port
 
+pytestmark = pytest.mark.once
+
 SCRIPTS = ["fastapi_payments.py", "aiohttp_payments.py"]
 
 
