@@ -55,7 +55,9 @@ def run_tests(session: nox.Session, *, whole: bool) -> None:
     env = {"PYTHONSAFEPATH": "1", "ASYNCIDEM_TEST_INSTALLED": "1"}
     if not whole:
         env["ASYNCIDEM_TEST_KINDS"] = FEW_KINDS
-        session.run("python", "-m", "pytest", *PARALLEL, "--ignore=tests/schedules", "-m", "not once", *session.posargs, env=env)
+        session.run(
+            "python", "-m", "pytest", *PARALLEL, "--ignore=tests/schedules", "-m", "not once", *session.posargs, env=env
+        )
         return
     COVERAGE.mkdir(parents=True, exist_ok=True)
     env["COVERAGE_FILE"] = str(COVERAGE / ".coverage")
