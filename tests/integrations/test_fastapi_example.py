@@ -114,28 +114,32 @@ async def test_every_generated_request_may_be_sent_twice(example: ModuleType) ->
     )
     statuses: set[int] = set()
 
-    def twice(_context: Any, response: Any, case: Any) -> None:
+    def twice(case: Any) -> Any:
+        response = case.call()
         charges = list(example.shop.provider._charges)
         again = case.call()
         statuses.add(response.status_code)
         assert again.status_code == response.status_code
-        assert again.content == response.content or response.status_code in (400, 422)
+        assert again.content == response.content
         assert example.shop.provider._charges == charges
         if response.status_code == 201:
             assert again.headers["idempotent-replayed"] == ["true"]
+        return response
 
     def explore(address: str) -> None:
         schema = schemathesis.openapi.from_url(f"{address}/openapi.json")
         # A key that was used with another payment is refused: what the schema allows need not be accepted.
-        # And what FastAPI answers to a body that is no UTF-8 is in no document.
-        left_out = schemathesis.checks.CHECKS.get_by_names(["positive_data_acceptance", "content_type_conformance"])
+        left_out = schemathesis.checks.CHECKS.get_by_names(["positive_data_acceptance"])
         for mode in (schemathesis.GenerationMode.POSITIVE, schemathesis.GenerationMode.NEGATIVE):
             requests = schema["/payments"]["POST"].as_strategy(generation_mode=mode)
 
             @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
             @given(requests)
             def send(case: Any) -> None:
-                case.call_and_validate(additional_checks=[twice], excluded_checks=left_out)
+                response = twice(case)
+                # What FastAPI says of a body that is no UTF-8 is in no document.
+                if b"error parsing the body" not in response.content:
+                    case.validate_response(response, excluded_checks=left_out)
 
             send()
 
