@@ -1,6 +1,7 @@
 """The guard of FastAPI's routes, served by uvicorn: what runs, what is replayed, what is refused."""
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ from fastapi.responses import FileResponse, StreamingResponse
 from asyncidem import Operation, State, StoreUnavailableError, current_operation
 from asyncidem.testing import FaultyStore, use_store
 
-from shop_app import ALICE, BOB, KEY, Payment, Till, client, kind, same, shop
+from shop_app import ALICE, BOB, KEY, Payment, Till, client, converse, kind, same, shop
 
 
 async def test_a_retry_straight_after_the_answer_is_a_replay() -> None:
@@ -193,8 +194,12 @@ async def test_an_endpoint_that_lost_its_key_has_no_answer() -> None:
         await till.store.delete(op.key)
         await asyncio.Event().wait()
 
-    async with client(app) as http:
-        assert kind(await http.post("/pay", headers=KEY)) == (409, "in-progress")
+    scope: dict[str, Any] = {"type": "http", "method": "POST", "path": "/pay", "query_string": b""}
+    sent: list[Any] = []
+    scope["headers"] = [(b"idempotency-key", b"k")]
+    await converse(app, scope, sent, {"type": "http.request"})  # the cancellation ends here: it was the lease's
+    assert sent[0]["status"] == 409
+    assert json.loads(sent[1]["body"])["type"] == "urn:asyncidem:in-progress"
 
 
 async def test_the_operation_is_there_in_coroutines_and_in_threads() -> None:

@@ -79,11 +79,12 @@ async def test_a_guard_stands_at_any_level(level: str) -> None:
 
 @pytest.mark.parametrize("own", [True, False], ids=["own layer", "shared layer"])
 async def test_mounted_applications_are_guarded_at_each_of_their_places(own: bool) -> None:
-    """With a layer of their own, or by that of the application around them."""
+    """By a layer of their own, or by that of the application around them."""
     till = Till()
     app, sub = FastAPI(), FastAPI()
     guard = till.guard(sub if own else app)
-    till.guard(app)  # another one, in another layer or the same
+    for other in (app, sub):
+        till.guard(other)  # others, in layers of their own
 
     @sub.post("/pay/{item}", dependencies=[Depends(guard)])
     async def pay(item: str) -> dict[str, Any]:
