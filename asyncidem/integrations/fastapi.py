@@ -125,8 +125,7 @@ class IdempotencyGuard:
         installation = found[0] if found else Installation(app)
         if not found:
             app.user_middleware.append(Middleware(Layer, installation))
-        if self not in installation.guards:
-            installation.guards.append(self)
+        installation.add(self)
 
     async def __call__(self, connection: HTTPConnection, principal: Any = None) -> AsyncGenerator[Operation | None]:
         """Claim the key of a request; FastAPI calls this.
@@ -158,15 +157,29 @@ class Installation:
 
     Args:
         app: the application.
+
+    Attributes:
+        guards: those that are installed.
+        methods: that any of them guards.
+        max_body: bytes of a request's body that the most generous of them takes.
     """
 
     def __init__(self, app: FastAPI) -> None:
-        self.guards: list[IdempotencyGuard] = []
+        self.guards: tuple[IdempotencyGuard, ...] = ()
+        self.methods: frozenset[str] = frozenset()
+        self.max_body = 0
         self._app = app
         self._ordered = False
         self._openapi = app.openapi
         self._document: dict[str, Any] | None = None
         app.openapi = self.openapi  # type: ignore[method-assign]  # as FastAPI's guide to extending the document does
+
+    def add(self, guard: IdempotencyGuard) -> None:
+        """Take note of a guard."""
+        if guard not in self.guards:
+            self.guards += (guard,)
+        self.methods |= guard.rules.methods
+        self.max_body = max(self.max_body, guard.rules.max_body)
 
     def order(self) -> None:
         """Move guards behind the other dependencies of their routes."""
@@ -213,12 +226,11 @@ class Layer:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a request, a websocket or the lifespan."""
-        guards = self._installation.guards
         self._installation.order()
-        if scope["type"] == "http" and any(guard.rules.guards(scope["method"]) for guard in guards):
-            exchange = Exchange(scope, receive, send, max(guard.rules.max_body for guard in guards))
+        if scope["type"] == "http" and scope["method"] in self._installation.methods:
+            exchange = Exchange(scope, receive, send, self._installation.max_body)
             # In place, as routers do: what stands outside may look at the route that they note there.
-            scope[EXCHANGES] = {**scope.get(EXCHANGES, {}), **dict.fromkeys(guards, exchange)}
+            scope[EXCHANGES] = {**scope.get(EXCHANGES, {}), **dict.fromkeys(self._installation.guards, exchange)}
             await exchange.serve(self.app)
             return
         if scope["type"] == "lifespan":

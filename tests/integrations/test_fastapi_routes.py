@@ -1,5 +1,6 @@
 """Where a guard may stand: routes, routers, applications, mounts; and that a replay never comes before authentication."""
 
+import asyncio
 import importlib
 import sys
 from collections.abc import AsyncGenerator
@@ -19,7 +20,7 @@ from asyncidem import ConfigurationError, Idempotency, MemoryStore
 from asyncidem.integrations.asgi import IdempotencyMiddleware
 from asyncidem.integrations.fastapi import IdempotencyGuard
 
-from shop_app import ALICE, BOB, KEY, Till, client, converse, user
+from shop_app import ALICE, BOB, KEY, Payment, Till, client, converse, user
 
 
 def direct(app: FastAPI) -> httpx.AsyncClient:
@@ -266,6 +267,31 @@ async def test_the_layer_is_inside_of_all_other_middleware() -> None:
     assert first.json() == again.json()
     assert first.headers["x-route"] == "/pay"
     assert replayed(again)
+
+
+async def test_middleware_of_a_mounted_application_may_stand_between() -> None:
+    """Starlette's sends a response in pieces, from another task: one that says its length is kept all the same."""
+    till = Till(lease=0.2)
+    app, sub = FastAPI(), FastAPI()
+    guard = till.guard(app)
+    sub.add_middleware(BaseHTTPMiddleware, dispatch=lambda request, call_next: call_next(request))
+
+    @sub.post("/pay", dependencies=[Depends(guard)])
+    async def pay(payment: Payment) -> dict[str, Any]:
+        return await till.charge(payment.amount)
+
+    app.mount("/sub", sub)
+    till.hold.clear()
+    async with client(app) as http:
+        request = asyncio.create_task(http.post("/sub/pay", json={"amount": 3}, headers=KEY))
+        while "renewed" not in till.events:
+            await asyncio.sleep(0.01)
+        till.hold.set()
+        first = await request
+        again = await http.post("/sub/pay", json={"amount": 3}, headers=KEY)
+        assert (await http.post("/sub/pay", json={"amount": 4}, headers=KEY)).status_code == 422
+    assert (first.status_code, replayed(again), again.content) == (200, True, first.content)
+    assert till.charges == [3]
 
 
 async def test_an_application_s_own_handlers_do_not_change_refusals_and_replays() -> None:

@@ -12,6 +12,7 @@ from datetime import timedelta
 from typing import Any, assert_never, assert_type
 
 import redis.asyncio
+from fastapi import Depends, FastAPI, Request
 
 from asyncidem import (
     Claimed,
@@ -34,6 +35,7 @@ from asyncidem import (
     StoreUnavailableError,
     current_operation,
 )
+from asyncidem.integrations.fastapi import HTTPFailure, IdempotencyGuard
 from asyncidem.integrations.powertools import powertools_fingerprint, powertools_key
 from asyncidem.model import Stored, Swap
 from asyncidem.testing import FaultyStore, ManualClock, StoreConformance, use_store
@@ -441,3 +443,21 @@ async def shared(order: dict[str, object]) -> None:
     await store.claim(key, fingerprint=powertools_fingerprint(order, jmespath="amount"))
     powertools_key(order)  # type: ignore[call-arg]
     powertools_key(order, key_prefix=b"charge")  # type: ignore[arg-type]
+
+
+def user_id(request: Request) -> int:
+    """Say who asks."""
+    return int(request.headers["x-user"])
+
+
+guard = IdempotencyGuard(
+    idem, principal=Depends(user_id), wait=2, methods={"POST"}, should_store=lambda status: status < 500
+)
+IdempotencyGuard(
+    idem, principal=user_id, required=False, fingerprint=lambda request, body: request.url.path.encode() + body
+)
+IdempotencyGuard(idem, principal=None)
+IdempotencyGuard(idem)  # type: ignore[call-arg]
+IdempotencyGuard(idem, principal=None, max_bodies=1)  # type: ignore[call-arg]
+guard.install(FastAPI())
+assert_type(HTTPFailure(503).status, int)
