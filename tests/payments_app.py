@@ -32,14 +32,15 @@ def started(script: str, redis_url: str | None = None) -> Iterator[str]:
     address = f"http://127.0.0.1:{port}"
     process = subprocess.Popen([sys.executable, "-W", "error", str(EXAMPLES / script)], env=env)
     try:
-        deadline = time.monotonic() + 30
-        while True:
-            with contextlib.suppress(httpx.TransportError):
-                if httpx.get(address).status_code == 200:
-                    break
-            assert process.poll() is None, "the example ended"
-            assert time.monotonic() < deadline, "the example does not answer"
-            time.sleep(0.05)
+        with httpx.Client() as http:
+            deadline = time.monotonic() + 30
+            while True:
+                with contextlib.suppress(httpx.TransportError):
+                    if http.get(address).status_code == 200:
+                        break
+                assert process.poll() is None, "the example ended"
+                assert time.monotonic() < deadline, "the example does not answer"
+                time.sleep(0.05)
         yield address
     finally:
         process.terminate()

@@ -50,14 +50,18 @@ def test_pay_twice_in_memory() -> None:
 
 def test_a_worker_that_is_killed_mid_payment_charges_once(tmp_path: Path) -> None:
     """Before its charge or after it: the retry runs once more when the lease is over, and its answer is the stored one."""
-    with Server(require("valkey", "redis"), tmp_path) as server, started("fastapi_payments.py", server.url) as address:
+    with (
+        Server(require("valkey", "redis"), tmp_path) as server,
+        started("fastapi_payments.py", server.url) as address,
+        httpx.Client(base_url=address, timeout=20) as http,
+    ):
 
         def charges(order: str) -> int:
-            return len(httpx.get(f"{address}/charges", params={"order": order}).json()["charges"])
+            return len(http.get("/charges", params={"order": order}).json()["charges"])
 
         def pay(order: str) -> httpx.Response:
             headers = HEADERS | {"Idempotency-Key": order}
-            return httpx.post(f"{address}/payments", json=PAYMENT | {"order": order}, headers=headers, timeout=20)
+            return http.post("/payments", json=PAYMENT | {"order": order}, headers=headers)
 
         def retry(order: str) -> httpx.Response | None:
             try:
@@ -76,7 +80,7 @@ def test_a_worker_that_is_killed_mid_payment_charges_once(tmp_path: Path) -> Non
             payments.append(threads.submit(pay, "before"))
             until(lambda: records() == 3)
             with pytest.raises(httpx.TransportError):
-                httpx.post(f"{address}/kill")
+                http.post("/kill")
             for payment in payments:
                 with pytest.raises(httpx.TransportError):
                     payment.result()

@@ -26,15 +26,17 @@ class Browser:
 
     Args:
         session: the URL of its session.
+        http: what speaks to its driver.
     """
 
-    def __init__(self, session: str) -> None:
+    def __init__(self, session: str, http: httpx.Client) -> None:
         self._session = session
+        self._http = http
 
     def do(self, method: str, path: str, **parameters: Any) -> Any:
         """Do a command."""
         content = None if method == "GET" else parameters
-        response = httpx.request(method, f"{self._session}/{path}", json=content, timeout=30)
+        response = self._http.request(method, f"{self._session}/{path}", json=content)
         value = response.json()["value"]
         assert response.status_code == 200, value
         return value
@@ -74,18 +76,19 @@ def browser(tmp_path: Path) -> Iterator[Browser]:
     process = subprocess.Popen([driver, f"--port={port}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wanted = {"browserName": "chrome", "goog:chromeOptions": {"binary": chromium, "args": flags}}
-        session = until(lambda: _session(f"http://127.0.0.1:{port}", wanted))
-        yield Browser(session)
-        httpx.delete(session, timeout=30)
+        with httpx.Client(timeout=60) as http:
+            session = until(lambda: _session(http, f"http://127.0.0.1:{port}", wanted))
+            yield Browser(session, http)
+            http.delete(session)
     finally:
         process.terminate()
         process.wait(20)
 
 
-def _session(driver: str, wanted: dict[str, Any]) -> str | None:
+def _session(http: httpx.Client, driver: str, wanted: dict[str, Any]) -> str | None:
     with contextlib.suppress(httpx.ConnectError):  # it is not up yet
         body = {"capabilities": {"alwaysMatch": wanted}}
-        value = httpx.post(f"{driver}/session", json=body, timeout=60).json()["value"]
+        value = http.post(f"{driver}/session", json=body).json()["value"]
         return f"{driver}/session/{value['sessionId']}"
     return None
 
