@@ -1,5 +1,6 @@
 """All checks of the project: `nox` runs them, `nox -s tests-3.13 -- -k proxy` a part of them."""
 
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -75,6 +76,7 @@ def lint(session: nox.Session) -> None:
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("lint-imports", "--no-cache")
+    session.run("zizmor", "--offline", "--quiet", "--persona", "pedantic", ".github/workflows")
 
 
 @nox.session
@@ -89,8 +91,29 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def build(session: nox.Session) -> None:
-    """Sdist and wheel, in a directory of nox's own."""
-    session.log(f"built {built(session)}")
+    """Sdist and wheel, in a directory of nox's own, the same bytes each time; `-- v1.2.3` is the tag of a release."""
+    tag, version = next(iter(session.posargs), None), PYPROJECT["project"]["version"]
+    if tag not in (None, f"v{version}"):
+        session.error(f"the tag {tag} is not of the version {version} in pyproject.toml")
+    first = digests(built(session).parent)
+    _wheels.clear()
+    if first != digests(built(session).parent):
+        session.error("two builds of one tree differ")
+    for name, digest in first.items():
+        session.log(f"{digest}  {name}")
+
+
+def digests(directory: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file that a build made."""
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(directory.glob("asyncidem-*"))}
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """Look for known vulnerabilities in what the package and its extras bring; it asks PyPI."""
+    wheel = f"{PYPROJECT['project']['name']}[{EXTRAS}] @ {built(session).as_uri()}"
+    session.install(wheel, *group("audit"))
+    session.run("pip-audit", "--skip-editable", "--local")
 
 
 @nox.session(python=PYTHONS)
