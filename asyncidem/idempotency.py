@@ -114,7 +114,10 @@ class Idempotency:
         hooks: Sequence[Hook] = (),
     ) -> None:
         if not isinstance(store, Store):  # pyright: ignore[reportUnnecessaryIsInstance] - callers without a type checker
-            raise ConfigurationError(f"store must be a Store such as MemoryStore(), not {type(store).__name__}")
+            raise ConfigurationError(
+                "store must be a Store such as RedisStore.from_url(url), RedisStore(client) or MemoryStore(), not "
+                f"{type(store).__name__}"
+            )
         if not _is_utf8(namespace):
             raise ConfigurationError(f"namespace must be text, not {namespace!r}")
         if isinstance(local_cache, bool) or not isinstance(local_cache, int) or not 0 <= local_cache <= MAX_LOCAL_CACHE:

@@ -18,6 +18,7 @@ place, with the bytes that belong there.
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from typing import Any, Final, NoReturn, TypeAlias, Unpack
@@ -112,7 +113,8 @@ class IdempotencyGuard:
 
         Once for each application whose routes are guarded; one that is mounted shares the layer of the one around it,
         and needs one of its own for its document only. Other middleware may be added before or after: all of it is
-        outside of the layer.
+        outside of the layer. It guards nothing by itself: routes depend on the guard. Where none does when the
+        application starts, a warning says so.
 
         Raises:
             ConfigurationError: ``app`` is no FastAPI application, or has started.
@@ -189,7 +191,7 @@ class Installation:
                 order(route.dependant)
 
     def check(self) -> None:
-        """Hold the guards that routes depend on against those that are installed.
+        """Hold the guards that routes depend on against those that are installed, and warn of one that guards nothing.
 
         Raises:
             ConfigurationError: one is missing.
@@ -197,6 +199,15 @@ class Installation:
         for route in _routes(self._app.routes, mounted=False):
             if any(guard not in self.guards for guard in _guards(route.dependant)):
                 raise ConfigurationError(f"the guard of {route.path_format} is not installed: call guard.install(app)")
+        routes = [*_routes(self._app.routes, mounted=True)]
+        for guard in self.guards:
+            if not any(guard in _guards(route.dependant, method) for route in routes for method in route.methods):
+                warnings.warn(
+                    f"an installed guard guards nothing: no {' or '.join(sorted(guard.rules.methods))} route depends on "
+                    "it; write dependencies=[Depends(guard)] at the routes, or name other methods=",
+                    UserWarning,
+                    stacklevel=2,
+                )
 
     def openapi(self) -> dict[str, Any]:
         """Return the application's document, with what is guarded in it."""

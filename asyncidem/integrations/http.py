@@ -275,9 +275,17 @@ class Rules(Generic[R]):
         fingerprint: Callable[[R, bytes], str | bytes] | None = None,
         documentation_url: str | None = None,
         store_cookies: bool = False,
+        **unknown: object,
     ) -> None:
+        if unknown:
+            raise ConfigurationError(
+                f"unknown option {next(iter(unknown))!r}; a guard has principal, required, "
+                f"{', '.join(sorted(HTTPOptions.__annotations__))}; lease, ttl, on_failure and their like are options of "
+                "its Idempotency"
+            )
         if not isinstance(idempotency, Idempotency):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise ConfigurationError(f"idempotency must be an Idempotency, not {type(idempotency).__name__}")
+            given = type(idempotency).__name__
+            raise ConfigurationError(f"idempotency must be an Idempotency such as Idempotency(store), not {given}")
         if principal is not None and not callable(principal):
             raise ConfigurationError(
                 f"principal must be a function of the request, or None for a single client, not {principal!r}"

@@ -410,6 +410,32 @@ async def test_a_guard_that_is_not_installed_is_told_of() -> None:
         assert till.charges == []
 
 
+@pytest.mark.parametrize("method", [None, "GET"])
+async def test_an_installed_guard_that_guards_nothing_is_warned_about(method: str | None) -> None:
+    """When the application starts: no route depends on it, or those that do have other methods."""
+    till = Till()
+    app = FastAPI()
+    guard = till.guard(app)
+    app.post("/open")(till.charge)
+    if method is not None:
+        app.api_route("/pay", methods=[method], dependencies=[Depends(guard)])(till.charge)
+    with pytest.warns(
+        UserWarning, match=r"guards nothing: no PATCH or POST route .* dependencies=\[Depends\(guard\)\]"
+    ):
+        await converse(app, {"type": "lifespan"}, [], {"type": "lifespan.startup"}, {"type": "lifespan.shutdown"})
+
+
+async def test_a_guard_of_mounted_routes_guards_something() -> None:
+    """The layer is that of the application around them."""
+    till = Till()
+    app, inner = FastAPI(), FastAPI()
+    inner.post("/pay", dependencies=[Depends(till.guard(app))])(till.charge)
+    app.mount("/inner", inner)
+    sent: list[Any] = []
+    await converse(app, {"type": "lifespan"}, sent, {"type": "lifespan.startup"}, {"type": "lifespan.shutdown"})
+    assert len(sent) == 2
+
+
 async def test_an_application_whose_guards_are_installed_starts() -> None:
     """And ends."""
     till = Till()

@@ -62,7 +62,8 @@ def refusal(caught: pytest.ExceptionInfo[ProblemError]) -> tuple[int, str]:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"idempotency": 3}, "idempotency must be an Idempotency, not int"),
+        ({"idempotency": 3}, r"idempotency must be an Idempotency such as Idempotency\(store\), not int"),
+        ({"ttl": 3}, "unknown option 'ttl'; a guard has .*max_body.*; lease, ttl, .* are options of its Idempotency"),
         (
             {"principal": "alice"},
             "principal must be a function of the request, or None for a single client, not 'alice'",

@@ -310,7 +310,9 @@ async def test_unknown_options_are_refused(store: SpyStore, option: str) -> None
 @pytest.mark.parametrize("given", [None, "redis://localhost", MemoryStore, object()])
 def test_the_store_is_a_store(given: Any) -> None:
     """A URL, a class or nothing in the store's place is refused."""
-    with pytest.raises(ConfigurationError, match=r"store must be a Store such as MemoryStore\(\), not "):
+    with pytest.raises(
+        ConfigurationError, match=r"store must be a Store such as RedisStore.* or MemoryStore\(\), not "
+    ):
         Idempotency(given)
 
 
