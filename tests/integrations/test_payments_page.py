@@ -57,6 +57,10 @@ class Browser:
         )
         return found
 
+    def note(self) -> str:
+        """Return what the page says about the state of things."""
+        return str(self.run("return document.getElementById('note').textContent"))
+
     def count(self) -> int:
         """Return how many charges the page shows."""
         return int(self.run("return document.getElementById('count').textContent"))
@@ -116,13 +120,19 @@ def test_pay_twice_kill_and_retry(script: str, browser: Browser, tmp_path_factor
         assert browser.count() == 1
 
         browser.click("new")
+        browser.click("pay")
+        browser.click("new")  # while the payment is under way: its answer belongs to the order before
+        until(lambda: not browser.run("return running"))
         until(lambda: browser.answers() == [] and browser.count() == 0)
         worker = httpx.get(f"{address}/charges", params={"order": "o"}).json()["worker"]
         browser.click("pay")
         browser.click("kill")
         until(lambda: "lost" in browser.answers())
+        assert "press Retry" in until(browser.note)
         browser.click("retry")
         until(lambda: browser.answers()[-1] == "first")
+        assert "asked the provider first" in until(browser.note)
+        assert browser.answers().count("lost") == 1  # however often it asked while the worker started
         assert "attempt 2" in browser.run("return document.querySelector('#answers li').textContent")
         browser.click("pay")
         until(lambda: browser.answers()[-1] == "replayed")
