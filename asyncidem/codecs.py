@@ -154,7 +154,7 @@ class MsgspecCodec(JSONCodec):
         try:
             import msgspec  # noqa: PLC0415 (an extra: whoever does not use it need not have it)
         except ImportError as error:
-            raise ConfigurationError("MsgspecCodec needs msgspec: pip install asyncidem[msgspec]") from error
+            raise ConfigurationError('MsgspecCodec needs msgspec: pip install "asyncidem[msgspec]"') from error
         self._write: Callable[[object], bytes] = msgspec.json.Encoder().encode
         self._read: Callable[[str], Any] = msgspec.json.Decoder().decode
 
@@ -211,7 +211,7 @@ class PydanticCodec(Codec):
             import pydantic  # noqa: PLC0415 (an extra: whoever does not use it need not have it)
             import pydantic_core  # noqa: PLC0415
         except ImportError as error:
-            raise ConfigurationError("PydanticCodec needs pydantic: pip install asyncidem[pydantic]") from error
+            raise ConfigurationError('PydanticCodec needs pydantic: pip install "asyncidem[pydantic]"') from error
         version = pydantic.VERSION
         if tuple(int(part) for part in version.split(".")[:2]) < (2, 11):
             raise ConfigurationError(f"PydanticCodec needs pydantic 2.11, not {version}: pip install -U pydantic")

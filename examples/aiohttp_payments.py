@@ -2,13 +2,14 @@
 
 ::
 
-    pip install asyncidem[aiohttp]
+    pip install ".[aiohttp]"                                                # in a checkout
     python examples/aiohttp_payments.py                                     # in memory
     REDIS_URL=redis://localhost:6379 python examples/aiohttp_payments.py    # on Redis or Valkey: the worker may be killed
 
 Open http://127.0.0.1:8000 and press Pay twice.
 """
 
+import json
 from typing import Any
 
 from aiohttp import web
@@ -25,8 +26,12 @@ def customer(request: web.Request) -> str | None:
     return request.headers.get("X-Customer")
 
 
-def payment_of(body: Any) -> tuple[str, int]:
+def payment_of(text: str) -> tuple[str, int]:
     """Return the order and its price in cents."""
+    try:
+        body: Any = json.loads(text)
+    except ValueError:
+        body = None
     match body:
         case {"order": str(order), "amount": int(amount)} if order and 0 < amount <= 1_000_000:
             return order, amount
@@ -38,14 +43,14 @@ def payment_of(body: Any) -> tuple[str, int]:
 @idempotent_handler(principal=customer)
 async def pay(request: web.Request) -> web.Response:
     """Pay an order: the effect that must not happen twice."""
-    order, amount = payment_of(await request.json())
+    order, amount = payment_of(await request.text())
     return web.json_response(await shop.pay(order, amount), status=201)
 
 
 @routes.get("/charges")
 async def charges(request: web.Request) -> web.Response:
     """Return what was charged for an order."""
-    return web.json_response(await shop.state(request.query["order"]))
+    return web.json_response(await shop.state(request.query.get("order", "")))
 
 
 @routes.post("/kill")

@@ -2,7 +2,7 @@
 
 ::
 
-    pip install asyncidem[fastapi] uvicorn
+    pip install ".[fastapi]" uvicorn                                        # in a checkout
     python examples/fastapi_payments.py                                     # in memory
     REDIS_URL=redis://localhost:6379 python examples/fastapi_payments.py    # on Redis or Valkey: the worker may be killed
 

@@ -25,7 +25,7 @@ try:
     from aiohttp import web
     from aiohttp.typedefs import Handler, Middleware
 except ImportError as missing:
-    raise ImportError("asyncidem.integrations.aiohttp needs aiohttp: pip install asyncidem[aiohttp]") from missing
+    raise ImportError('asyncidem.integrations.aiohttp needs aiohttp: pip install "asyncidem[aiohttp]"') from missing
 
 from ..errors import CompletionError, ConfigurationError, IdempotencyError, InProgressError, LeaseLostError
 from ..idempotency import Idempotency

@@ -73,7 +73,7 @@ def _library() -> Any:
     try:
         return importlib.import_module("jmespath")  # an extra: whoever does not use it need not have it
     except ImportError as error:
-        raise ConfigurationError("JMESPath expressions need jmespath: pip install asyncidem[jmespath]") from error
+        raise ConfigurationError('JMESPath expressions need jmespath: pip install "asyncidem[jmespath]"') from error
 
 
 @functools.cache

@@ -30,7 +30,7 @@ try:
     from starlette.middleware import Middleware
     from starlette.requests import HTTPConnection
 except ImportError as error:
-    raise ImportError("asyncidem.integrations.fastapi needs FastAPI: pip install asyncidem[fastapi]") from error
+    raise ImportError('asyncidem.integrations.fastapi needs FastAPI: pip install "asyncidem[fastapi]"') from error
 
 from ..errors import ConfigurationError
 from ..idempotency import Idempotency

@@ -16,6 +16,8 @@ __all__ = ["MemoryStore"]
 class MemoryStore(Store):
     """Keeps records in this process: they are gone when it ends, and other processes do not see them.
 
+    Several workers (``uvicorn --workers 2``) are several processes: a duplicate that another one gets runs again.
+
     It is atomic among tasks, event loops and threads of the process. Its size is bounded by what lives: expired
     records are dropped as others are written.
 

@@ -69,6 +69,12 @@ async def test_pay_twice_in_memory() -> None:
             assert (await shop.pay(order=7))[0] == 422
             assert (await shop.pay(order=7, headers={**HEADERS, "Idempotency-Key": "other"}))[0] == 422
             assert len(await shop.charges()) == 1
+            async with session.post(
+                f"{address}/payments", data=b"{", headers=HEADERS | {"Idempotency-Key": "third"}
+            ) as response:
+                assert response.status == 422
+            async with session.get(f"{address}/charges") as response:
+                assert (await response.json())["charges"] == []
 
 
 async def test_worker_that_is_killed_in_a_payment_charges_once(tmp_path: Path) -> None:

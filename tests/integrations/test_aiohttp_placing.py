@@ -290,4 +290,4 @@ def test_module_says_what_to_install() -> None:
         "sys.modules['aiohttp'] = None\nimport asyncidem.integrations.aiohttp"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert "ImportError: asyncidem.integrations.aiohttp needs aiohttp: pip install asyncidem[aiohttp]" in done.stderr
+    assert 'ImportError: asyncidem.integrations.aiohttp needs aiohttp: pip install "asyncidem[aiohttp]"' in done.stderr

@@ -452,7 +452,7 @@ def test_without_fastapi_the_import_says_what_to_install(monkeypatch: pytest.Mon
     for name in [name for name in sys.modules if name.partition(".")[0] in ("fastapi", "starlette")]:
         monkeypatch.setitem(sys.modules, name, None)
     monkeypatch.delitem(sys.modules, "asyncidem.integrations.fastapi")
-    with pytest.raises(ImportError, match=r"needs FastAPI: pip install asyncidem\[fastapi\]"):
+    with pytest.raises(ImportError, match=r'needs FastAPI: pip install "asyncidem\[fastapi\]"'):
         importlib.import_module("asyncidem.integrations.fastapi")
 
 

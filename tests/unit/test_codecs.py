@@ -286,7 +286,7 @@ class TestPlainJSON:
     def test_msgspec_is_an_extra(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Without msgspec the error says what to install."""
         monkeypatch.setitem(sys.modules, "msgspec", None)
-        with pytest.raises(ConfigurationError, match=r"pip install asyncidem\[msgspec\]"):
+        with pytest.raises(ConfigurationError, match=r'pip install "asyncidem\[msgspec\]"'):
             MsgspecCodec()
 
     def test_without_the_interpreters_accelerator_the_text_is_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -458,7 +458,7 @@ class TestPydanticCodec:
     def test_pydantic_is_an_extra(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Without pydantic the error says what to install."""
         monkeypatch.setitem(sys.modules, "pydantic", None)
-        with pytest.raises(ConfigurationError, match=r"pip install asyncidem\[pydantic\]"):
+        with pytest.raises(ConfigurationError, match=r'pip install "asyncidem\[pydantic\]"'):
             PydanticCodec()
 
     @pytest.mark.parametrize("version", ["1.10.13", "2.10.6", "2.9.0"])

@@ -131,7 +131,7 @@ powertools_key({"a": 1}, key_prefix="p", jmespath="a")
 def test_a_missing_extra_says_what_to_install() -> None:
     """Without jmespath keys of whole payloads are made, and an expression is an error that names the remedy."""
     run = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=False, timeout=50)
-    assert "ConfigurationError: JMESPath expressions need jmespath: pip install asyncidem[jmespath]" in run.stderr
+    assert 'ConfigurationError: JMESPath expressions need jmespath: pip install "asyncidem[jmespath]"' in run.stderr
 
 
 def test_jmespath_is_loaded_late() -> None:
