@@ -196,7 +196,7 @@ class Idempotency:
     ) -> Any:
         """Protect a coroutine function; its signature stays what it is.
 
-        ::
+        It belongs below decorators that register what they find, such as those of routes::
 
             @idem.idempotent(key="order_id", payload="amount")
             async def charge(order_id: str, amount: int) -> dict[str, str]: ...
@@ -207,7 +207,7 @@ class Idempotency:
                 it the key is a digest of all arguments.
             payload: what is fingerprinted, chosen likewise: the same key with another payload is refused.
             name: stands for module and qualified name in the key and in events, so that renaming changes no keys.
-            **options: overrides.
+            **options: in place of those of the object.
 
         Raises:
             ConfigurationError: not a coroutine function, a parameter that does not exist, a method without ``key``,
@@ -240,7 +240,7 @@ class Idempotency:
             key: the idempotency key, used as it is given behind the namespace, in the key space of ``run``.
             payload: what is fingerprinted; None for nothing.
             name: a label in events.
-            **options: overrides.
+            **options: in place of those of the object.
 
         Raises:
             MissingKeyError: the key is None or empty, with ``missing_key="raise"``.
@@ -269,7 +269,7 @@ class Idempotency:
             *args: its positional arguments; keyword arguments go with ``functools.partial``.
             payload: what is fingerprinted; None for nothing.
             name: a label in events; by default the function's name.
-            **options: overrides.
+            **options: in place of those of the object.
 
         Raises:
             ConfigurationError: ``fn`` is a plain function, or an option cannot work.

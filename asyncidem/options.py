@@ -90,7 +90,8 @@ def _check(option: str, given: Any) -> tuple[str, Any]:
         return option, given
     check = {"renew": _flag, "replay_exceptions": _classes, "codec": _codec, "map_replay": _function}.get(option)
     if check is None:
-        raise ConfigurationError(f"unknown option {option!r}; there are {', '.join(sorted(Overrides.__annotations__))}")
+        there = ", ".join(sorted(Overrides.__annotations__))
+        raise ConfigurationError(f"unknown option {option!r}; besides key, payload and name there are {there}")
     return option, check(option, given)
 
 

@@ -118,8 +118,9 @@ def idempotent_handler(
 ) -> Decorator:
     """Return a decorator that guards one handler: a coroutine function of the request, or a method.
 
-    ::
+    It belongs below the decorator of the route, which registers the function as it finds it::
 
+        @routes.post("/payments")
         @idempotent_handler(principal=lambda request: request[USER])
         async def pay(request: web.Request) -> web.Response: ...
 

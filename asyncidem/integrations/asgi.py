@@ -51,7 +51,7 @@ class UnansweredError(asyncio.CancelledError):
 
 
 class IdempotencyMiddleware:
-    """Guards the requests of an application that carry an ``Idempotency-Key``; all others pass untouched.
+    """Guards the POST and PATCH requests (or ``methods``) that carry an ``Idempotency-Key``; all others pass untouched.
 
     Args:
         app: the application.

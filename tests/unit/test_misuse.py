@@ -302,7 +302,9 @@ async def test_unknown_options_are_refused(store: SpyStore, option: str) -> None
         lambda: idem.run("k", pay, "o", **options),
     ]
     for use in uses:
-        with pytest.raises(ConfigurationError, match=f"unknown option '{option}'; there are codec, lease, .*wait$"):
+        with pytest.raises(
+            ConfigurationError, match=f"unknown option '{option}'; besides key, .* there are codec, .*wait$"
+        ):
             await use()
     assert store.calls == 0
 
