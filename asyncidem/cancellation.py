@@ -13,6 +13,8 @@ import sys
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, Final, TypeVar
 
+from .cutoffs import bounded
+
 __all__ = ["LINGER", "linger", "within_loop"]
 
 T = TypeVar("T")
@@ -33,7 +35,7 @@ async def linger(task: asyncio.Task[Any]) -> None:
     Cancellations that arrive meanwhile are swallowed: the caller is being cancelled, and raises when this returns.
     """
     clock = asyncio.get_running_loop().time
-    end = clock() + LINGER
+    end = clock() + bounded(LINGER)
     with _shield():
         while not task.done() and (left := end - clock()) > 0:
             # the one that is swallowed is a repetition of the one that the caller is about to raise

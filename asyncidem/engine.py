@@ -20,6 +20,7 @@ from typing import Any, Final, TypeAlias
 
 from .cache import Cache
 from .codecs import JSONCodec
+from .cutoffs import cutoff
 from .errors import (
     CodecError,
     CompletionError,
@@ -88,18 +89,21 @@ class Engine:
         store: where records are.
         hooks: who is told.
         local_cache: how many completed records are kept in process.
+        disabled: whether operations are made without a key, and so run unprotected; the log has been told.
     """
 
-    __slots__ = ("_cache", "_hooks", "store")
+    __slots__ = ("_cache", "_hooks", "disabled", "store")
 
-    def __init__(self, store: Store, hooks: tuple[Hook, ...], local_cache: int) -> None:
+    def __init__(self, store: Store, hooks: tuple[Hook, ...], local_cache: int, *, disabled: bool = False) -> None:
         self.store = store
+        self.disabled = disabled
         self._hooks = hooks
         self._cache = Cache(local_cache, store.clock) if local_cache else None
 
     def over(self, store: Store) -> Engine:
         """Return an engine like this one over another store, with a cache of its own. What runs here, ends here."""
-        return Engine(store, self._hooks, 0 if self._cache is None else self._cache.size)
+        size = 0 if self._cache is None else self._cache.size
+        return Engine(store, self._hooks, size, disabled=self.disabled)
 
     def kept(self, key: str, fingerprint: str | None, annotation: Any, options: Options) -> Any:
         """Return the result that the local cache has, where there is no more to it than that; else ``MISSING``.
@@ -255,7 +259,7 @@ class Engine:
         op._outer = outer = current.get()
         key, options, cache = op.key, op._options, self._cache
         if not key:
-            self.tell("ran_unprotected", op, warning=True)
+            self.tell("ran_unprotected", op, warning=not self.disabled)
             self._enter(op, Phase.UNPROTECTED)
             return None
         if outer is not None:
@@ -266,7 +270,7 @@ class Engine:
                 return None
             op._asked = self.store.clock()
         if options.wait is None:
-            return self.store.acquire(key, options.lease_ms, options.ttl_ms, op._fingerprint, aged=cache is not None)
+            return self.store.acquire(key, options.lease_now(), options.ttl_ms, op._fingerprint, aged=cache is not None)
         return Local.of(self.store).watches.acquire(key, op._fingerprint, options, aged=cache is not None)
 
     def _settle(self, op: Operation, outcome: Outcomes) -> None:
@@ -305,7 +309,7 @@ class Engine:
         # First the hooks: whatever interrupts one leaves a claim that nobody renews, and that ends with its lease.
         if self._hooks:
             self.tell("claimed" if claim.attempt == 1 else "taken_over", op)
-        if op._options.renew:
+        if op._options.renew and cutoff.get() is None:
             local.renewer.hold(claim, op)
         self._enter(op, Phase.RUNNING)
 

@@ -26,6 +26,7 @@ from .signatures import (
     selector,
 )
 from .stores.base import Store
+from .switch import is_disabled
 
 __all__ = ["Idempotency"]
 
@@ -53,6 +54,10 @@ class Idempotency:
     Immutable; every option but ``namespace``, ``local_cache``, ``fingerprint_secret`` and ``hooks`` can be overridden
     per decorator, operation or run. Times are seconds or ``timedelta``.
 
+    For local tests, the environment variable ``ASYNCIDEM_DISABLED`` (1, true, yes or on) lets every operation run
+    unprotected, without a key and without the store; the log says so once. It is read here, when the object is made,
+    so that calls need not ask for it.
+
     Args:
         store: where records are kept.
         namespace: put before every key, so that services can share a store.
@@ -79,7 +84,7 @@ class Idempotency:
         hooks: called with every :class:`~asyncidem.hooks.Event`.
 
     Raises:
-        ConfigurationError: an option cannot work.
+        ConfigurationError: an option cannot work, or the environment variable has another value.
     """
 
     __slots__ = ("_engine", "_functions", "_labels", "_namespace", "_options", "_scope", "_secret")
@@ -145,7 +150,8 @@ class Idempotency:
             map_replay=map_replay,
         )
         put = functools.partial(object.__setattr__, self)
-        put("_engine", Engine(store, hooks, local_cache))
+        disabled = is_disabled()
+        put("_engine", Engine(store, hooks, 0 if disabled else local_cache, disabled=disabled))
         put("_functions", Functions())
         put("_labels", {})
         put("_namespace", namespace)
@@ -311,7 +317,9 @@ class Idempotency:
         return Operation(self._engine, full, name or getattr(fn, "__qualname__", None), mark, annotation, options)
 
     def _full(self, key: object, options: Options) -> str:
-        """Return ``key`` behind the namespace; empty if it is missing and that is allowed."""
+        """Return ``key`` behind the namespace; empty if it is missing and that is allowed, or if nothing is protected."""
+        if self._engine.disabled:
+            return ""
         if key_text(key) is not None:
             return self._scope + check_key(key)
         if options.missing_key == "raise":
@@ -319,7 +327,7 @@ class Idempotency:
         return ""
 
     def _fingerprint(self, payload: object) -> str | None:
-        return None if payload is None else fingerprint(payload, self._secret)
+        return None if payload is None or self._engine.disabled else fingerprint(payload, self._secret)
 
     def _protect(
         self,
@@ -430,6 +438,8 @@ class Protected:
         """
         if self._annotation is UNRESOLVED:
             self._annotation = annotation_for(self._fn, self._options.codec)
+        if self.owner._engine.disabled:  # what is called in a test may have nothing to make a key of
+            return Operation(self.owner._engine, "", self.label, None, self._annotation, self._options)
         key = self.key(args, kwargs)
         if not key and self._options.missing_key == "raise":
             raise MissingKeyError(f"the arguments of {self.label} give no key: it is None or empty")

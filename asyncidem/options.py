@@ -8,6 +8,7 @@ from datetime import timedelta
 from typing import Any, Literal, NamedTuple, TypeAlias, TypedDict
 
 from .codecs import Codec
+from .cutoffs import lease_within
 from .durations import to_ms
 from .errors import ConfigurationError
 from .model import Record
@@ -73,6 +74,10 @@ class Options(NamedTuple):
         if not overrides:
             return self
         return self._replace(**dict(_check(option, given) for option, given in overrides.items()))
+
+    def lease_now(self) -> int:
+        """Return the milliseconds of a lease that is claimed now."""
+        return lease_within(self.lease_ms)
 
 
 def _check(option: str, given: Any) -> tuple[str, Any]:

@@ -23,6 +23,7 @@ from itertools import takewhile
 from operator import itemgetter
 from typing import Final, Literal, NamedTuple, TypeAlias
 
+from .cutoffs import bounded
 from .errors import StoreError, StoreUnavailableError, WaitTimeoutError
 from .model import Claimed, InProgress, Mismatch, Orphan, Record, Replay, State
 from .options import Options
@@ -206,7 +207,7 @@ class Watches:
             StoreUnavailableError: it still ran when last seen, and the store did not answer in the end.
         """
         assert options.wait is not None
-        since, patience = self._loop.time(), options.wait
+        since, patience = self._loop.time(), bounded(options.wait)
         watch = self._watches.get(key)
         if watch is None:
             watch = self._watches[key] = Watch(key, self._loop)
@@ -290,7 +291,7 @@ class Watches:
 
     async def _claim(self, watch: Watch, fingerprint: str | None, options: Options, *, aged: bool) -> Outcome:
         try:
-            outcome = await self._store.acquire(watch.key, options.lease_ms, options.ttl_ms, fingerprint, aged=aged)
+            outcome = await self._store.acquire(watch.key, options.lease_now(), options.ttl_ms, fingerprint, aged=aged)
         except BaseException as error:
             watch.claiming = False
             if isinstance(error, StoreError):

@@ -12,6 +12,7 @@ from contextvars import ContextVar, Token
 from typing import TypeVar
 
 from ..cancellation import LINGER, within_loop
+from ..cutoffs import bounded, cutoff
 from ..errors import IdempotencyError, StoreUnavailableError
 from ..model import LEFT_UNKNOWN, Stored, Swap
 
@@ -25,6 +26,8 @@ call_deadline: ContextVar[float | None] = ContextVar("asyncidem_call_deadline", 
 
 def enter_call(seconds: float) -> Token[float | None]:
     """Begin a store call: its primitives share a deadline. A call inside a call keeps the outer one's."""
+    if cutoff.get() is not None:
+        seconds = bounded(seconds)
     return call_deadline.set(call_deadline.get() or time.monotonic() + seconds)
 
 
@@ -152,6 +155,7 @@ class Primitives(ABC):
         be what its cancelled caller waits for.
         """
         call_deadline.set(None)  # in this task's own context: what is repeated is a new call
+        cutoff.set(None)  # and may outlast the work that began it: a frozen process goes on with the next
         clock = asyncio.get_running_loop().time
         end, pause, ending = clock() + seconds, 0.05, False
         while True:
