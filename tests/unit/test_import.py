@@ -72,6 +72,26 @@ def test_redis_is_loaded_late_and_alone(name: str) -> None:
         assert "redis" in loaded("import asyncidem; asyncidem.RedisStore")
 
 
+def test_lambda_loads_what_is_used() -> None:
+    """A cold start pays for the entry point and keys; for batches and HTTP when they are asked for, and never for AWS."""
+    lean = loaded("from asyncidem.integrations.aws_lambda import lambda_handler, event_key, jmespath_key")
+    assert lean & (HEAVY | {"jmespath", "boto3"}) == set()
+    batches = loaded("from asyncidem.integrations.aws_lambda import process_sqs, BatchResponse")
+    assert batches & (HEAVY | {"jmespath", "boto3"}) == set()
+    assert "anyio" in loaded("from asyncidem.integrations.aws_lambda import idempotent_api, HTTPFailure")
+
+
+def test_lambda_has_the_names_that_it_says() -> None:
+    """Those that are imported late too, and no others."""
+    from asyncidem.integrations import aws_lambda
+
+    assert dir(aws_lambda) == sorted(aws_lambda.__all__)
+    for name in aws_lambda.__all__:
+        assert getattr(aws_lambda, name)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = aws_lambda.nothing
+
+
 def test_pydantic_is_loaded_by_its_codec() -> None:
     """Making a PydanticCodec is what loads pydantic."""
     assert "pydantic" in loaded("import asyncidem; asyncidem.PydanticCodec()")
