@@ -25,7 +25,7 @@ from typing import Final
 # The directory above: the modules are `benchmarks.…` here as they are in the tests, and `servers` is beside them.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks import latency, load, memory, processes, waiters, web
+from benchmarks import cold_start, latency, load, memory, processes, waiters, web
 from benchmarks.environment import environment
 from benchmarks.figures import Measured
 from benchmarks.goals import GOALS, Verdict
@@ -59,6 +59,7 @@ SCENARIOS: Final[dict[str, tuple[Scenario, tuple[str, ...]]]] = {
     "records": (memory.records, ("record_bytes", "record_bytes_fingerprint")),
     "growth": (latency.growth, ("replay_growth",)),
     "import": (memory.imports, ("import_ms",)),
+    "lambda": (cold_start.cold_start, cold_start.ROWS),
     "memory": (memory.process_growth, ("process_growth",)),
 }
 """What is measured together, and the rows that it gives."""

@@ -89,4 +89,6 @@ GOALS: Final = (
     Goal("process_growth", "Growth of the process over 10^6 operations", "<=", 5.0, "MB"),
     Goal("replay_growth", "Replay p50 beside 10^6 records over beside 10^3", "<=", 1.1, "x"),
     Goal("import_ms", "import asyncidem beyond redis.asyncio, CPU", "<=", 15.0, "ms"),
+    Goal("lambda_import", "Lambda handler with the Redis store, import beyond redis.asyncio, CPU", "<=", 40.0, "ms"),
+    Goal("lambda_first", "Lambda, first invocation of a process", "<=", 1.5),
 )
