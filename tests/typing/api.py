@@ -35,6 +35,14 @@ from asyncidem import (
     StoreUnavailableError,
     current_operation,
 )
+from asyncidem.integrations.aws_lambda import (
+    BatchResponse,
+    event_key,
+    idempotent_api,
+    jmespath_key,
+    lambda_handler,
+    process_sqs,
+)
 from asyncidem.integrations.fastapi import HTTPFailure, IdempotencyGuard
 from asyncidem.integrations.powertools import powertools_fingerprint, powertools_key
 from asyncidem.model import Stored, Swap
@@ -461,3 +469,35 @@ IdempotencyGuard(idem)  # type: ignore[call-arg]
 IdempotencyGuard(idem, principal=None, max_bodies=1)  # type: ignore[call-arg]
 guard.install(FastAPI())
 assert_type(HTTPFailure(503).status, int)
+
+
+@lambda_handler
+@idem.idempotent(key=event_key)
+async def invoked(event: dict[str, Any], context: object) -> dict[str, str]:
+    """Be called by Lambda."""
+    return {}
+
+
+@lambda_handler(reserve=timedelta(seconds=1))
+@idempotent_api(idem, required=True, principal=None, max_body=1)
+async def api(event: dict[str, Any], context: object) -> dict[str, Any]:
+    """Answer requests."""
+    return {"statusCode": 200}
+
+
+async def on_lambda(event: dict[str, Any]) -> None:
+    """Keeps the types of event, context and result; the decorators take coroutine functions alone."""
+    assert_type(invoked(event, None), dict[str, str])
+    assert_type(await invoked.aio(event, None), dict[str, str])
+    invoked(1, None)  # type: ignore[arg-type]
+
+    async def one(message: dict[str, Any]) -> None: ...
+
+    response = await process_sqs(event, None, one, idem=idem, key=jmespath_key("messageId"), concurrency=2)
+    assert_type(response, BatchResponse)
+    assert_type(response["batchItemFailures"][0]["itemIdentifier"], str)
+    await process_sqs(event, None, one)  # type: ignore[call-arg]
+    idempotent_api(idem, nothing=1)  # type: ignore[call-arg]
+
+    @lambda_handler  # type: ignore[arg-type]
+    def plain(event: dict[str, Any], context: object) -> None: ...
