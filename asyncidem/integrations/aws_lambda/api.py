@@ -220,7 +220,7 @@ def _inferred(request: Request, result: Any) -> _Given | None:
     except (TypeError, ValueError, RecursionError):
         return None
     answer = Answer(200, [(b"content-type", b"application/json")], text.encode("utf-8", "replace"))
-    return _Given(*answer, response(request, answer))
+    return _Given(answer.status, answer.headers, answer.body, response(request, answer))
 
 
 def _lines(request: Request, given: Mapping[str, Any]) -> list[tuple[str, str]]:
