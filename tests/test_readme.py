@@ -39,6 +39,7 @@ READERS: dict[str, Any] = {
     "AuthenticationMiddleware": AuthenticationMiddleware,
     "backend": AuthenticationBackend(),
     "current_user": lambda: "ada",
+    "pay": lambda: {"charge": 1},
     "starlette": Starlette(),
 }
 """What the sections about frameworks take for granted."""

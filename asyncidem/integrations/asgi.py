@@ -2,7 +2,7 @@
 
 ::
 
-    app.add_middleware(IdempotencyMiddleware, idempotency=idem, principal=lambda scope: scope["user"].identity)
+    app.add_middleware(IdempotencyMiddleware, idempotency=idem, principal=lambda scope: scope["user"].display_name)
 
 It must stand inside of what authenticates (added before it, for Starlette's last one added is the outermost), or a
 replay would be given out before anybody was asked who they are, and inside of what compresses and of CORS: what they add
