@@ -111,8 +111,10 @@ async def process_sqs(
     with limited(context, to_ms(reserve, "reserve") / 1000) as left:
         await batch.run(concurrency, None if left is None else left.stop)
     names = dict.fromkeys(message["messageId"] for message in messages)
-    failures: list[Failure] = [{"itemIdentifier": name} for name in names if name not in batch.done]
-    return {"batchItemFailures": failures}
+    failed = [name for name in names if name not in batch.done]
+    if left_over := sum(name not in batch.told for name in failed):
+        logger.warning("batch_items_left", extra={"operation": batch.name, "messages": left_over})
+    return {"batchItemFailures": [{"itemIdentifier": name} for name in failed]}
 
 
 class _Batch:
@@ -126,16 +128,19 @@ class _Batch:
 
     Attributes:
         done: the ``messageId`` of those that have completed.
+        told: that of those whose failure was logged; the others were cut off, share its key, or stand behind it.
+        name: of the handler.
     """
 
     def __init__(
         self, messages: Sequence[Message], handler: Handler, idem: Idempotency, key: Callable[[Any], object] | None
     ) -> None:
         self.done: set[str] = set()
+        self.told: set[str] = set()
+        self.name = getattr(handler, "__qualname__", None)
         self._handler = handler
         self._idem = idem
         self._key = key
-        self._name = getattr(handler, "__qualname__", None)
         self._groups = _groups(messages)
         self._outcomes: dict[str, asyncio.Future[bool]] = {}
         self._stopped = False
@@ -205,7 +210,7 @@ class _Batch:
         running = False
         try:
             # What is stored is that it is done.
-            async with self._idem.operation(key, name=self._name, codec=PLAIN, map_replay=None) as op:
+            async with self._idem.operation(key, name=self.name, codec=PLAIN, map_replay=None) as op:
                 if op.replayed:
                     return True
                 completing, running = results, True
@@ -225,7 +230,8 @@ class _Batch:
 
     def _tell(self, message: Message, error: BaseException, *, unexpected: bool) -> None:
         """Log a failure, for nobody else will; with the traceback of what is not ours, as Lambda does of a handler's."""
-        extra = {"operation": self._name, "message_id": message["messageId"], "error": type(error).__name__}
+        self.told.add(message["messageId"])
+        extra = {"operation": self.name, "message_id": message["messageId"], "error": type(error).__name__}
         trace = error if unexpected and not isinstance(error, IdempotencyError) else None
         logger.warning("batch_item_failed", extra=extra, exc_info=trace)
 

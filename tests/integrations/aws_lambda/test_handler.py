@@ -5,6 +5,7 @@ import contextlib
 import contextvars
 import gc
 import os
+import signal
 import sys
 import threading
 import time
@@ -121,6 +122,7 @@ class TestLoop:
         loop = handler(None, None)
         child = os.fork()
         if child == 0:
+            signal.alarm(10)  # on its parent's loop it would wait for ever
             status = 1
             with contextlib.suppress(BaseException):
                 status = 0 if handler(None, None) != loop and len(runtime._runners) == 2 else 2

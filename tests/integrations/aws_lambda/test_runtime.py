@@ -17,7 +17,7 @@ from lambdas import LOCAL, function, local_lambda, require_runtime
 from proxy import Proxy
 from servers import HOST, Server
 
-KINDS = "ASYNCIDEM_TEST_KINDS" in os.environ
+SHORT = "ASYNCIDEM_TEST_KINDS" in os.environ
 """Whether this interpreter has the short run."""
 
 
@@ -41,7 +41,7 @@ def connections(client: Any) -> int:
 
 def test_a_thousand_warm_invocations(redis_url: str, client: Any) -> None:
     """In one process, each key twice, frozen in between: no error, no second effect, and nothing that stays behind."""
-    rounds = 50 if KINDS else 500
+    rounds = 50 if SHORT else 500
     seen: list[dict[str, Any]] = []
     with function("handler", redis_url) as local:
         for number in range(rounds):

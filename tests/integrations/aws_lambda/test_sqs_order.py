@@ -49,7 +49,9 @@ class TestOrder:
             assert failed(await process_sqs(event, Context(), handler, idem=idem, **options)) == []
             assert most == expected
 
-    async def test_a_group_of_a_fifo_queue_keeps_its_order(self, idem: Idempotency) -> None:
+    async def test_a_group_of_a_fifo_queue_keeps_its_order(
+        self, idem: Idempotency, caplog: pytest.LogCaptureFixture
+    ) -> None:
         """Members run one after the other, groups side by side; after a failure the rest of its group fails unrun."""
         began = asyncio.Event()
         ran: list[str] = []
@@ -68,6 +70,7 @@ class TestOrder:
         assert failed(await process_sqs(event, Context(), handler, idem=idem)) == ["b2", "b3"]
         assert [name for name in ran if name[0] == "a"] == ["a1", "a2", "a3"]
         assert [name for name in ran if name[0] == "b"] == ["b1", "b2"]
+        assert [record.message for record in caplog.records] == ["batch_item_failed", "batch_items_left"]
 
     async def test_one_group_at_a_time_if_so_asked(self, idem: Idempotency) -> None:
         """`concurrency` counts groups there; a message without one is of a group of its own sort."""
@@ -99,7 +102,9 @@ class TestOrder:
 class TestDeadline:
     """The invocation ends before the batch does."""
 
-    async def test_what_is_done_stays_done_and_the_rest_fails(self, idem: Idempotency, store: MemoryStore) -> None:
+    async def test_what_is_done_stays_done_and_the_rest_fails(
+        self, idem: Idempotency, store: MemoryStore, caplog: pytest.LogCaptureFixture
+    ) -> None:
         """An answer, not an error, in time; what was running has an unknown outcome, and what waited never ran."""
         ran: list[str] = []
 
@@ -116,6 +121,7 @@ class TestDeadline:
         assert ran == ["a", "b"]
         states = [(record and record.state) for record in [await store.get(name) for name in names]]
         assert states == ["COMPLETED", "INPROGRESS", None, None]
+        assert [(record.message, record.__dict__["messages"]) for record in caplog.records] == [("batch_items_left", 3)]
 
     @pytest.mark.parametrize("outer", [0.3, 0.5, 0.2])
     async def test_under_the_entry_point_it_is_an_answer_too(self, idem: Idempotency, outer: float) -> None:
