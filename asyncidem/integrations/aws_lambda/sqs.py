@@ -174,8 +174,6 @@ class _Batch:
                 if self._stopped or not await self._outcome(message):
                     break  # the rest of a FIFO group; elsewhere each message is a group of its own
                 self.done.add(message["messageId"])
-            if self._stopped:
-                return
 
     async def _outcome(self, message: Message) -> bool:
         """Run a message, or wait for another one with its key that runs or has run; say whether it has completed."""

@@ -171,6 +171,34 @@ class TestDeadline:
             assert len(ran) == 1
             assert len(failed(response)) == 1
 
+    async def test_a_handler_that_does_not_end_does_not_hold_up_the_answer(self, idem: Idempotency) -> None:
+        """It goes on without it, as far as Lambda lets it."""
+        go_on, ended = asyncio.Event(), asyncio.Event()
+
+        async def handler(message: Any) -> None:
+            try:
+                await forever()
+            except asyncio.CancelledError:
+                await go_on.wait()
+                ended.set()
+
+        context = Context(0.6)
+        assert failed(await process_sqs(sqs_event("a"), context, handler, idem=idem)) == ["a"]
+        assert context.get_remaining_time_in_millis() > 0
+        go_on.set()
+        await ended.wait()
+
+    async def test_who_waits_for_another_message_is_cancelled_alone(self, idem: Idempotency) -> None:
+        """The outcome that it shares is the other one's, which completes."""
+
+        async def handler(message: Any) -> None:
+            with contextlib.suppress(asyncio.CancelledError):
+                await forever()
+            await asyncio.sleep(0)  # it goes on
+
+        response = await process_sqs(sqs_event("a", "b"), Context(0.45), handler, idem=idem, key=lambda _: "k")
+        assert failed(response) == ["b"]
+
     async def test_without_time_nothing_is_begun(self, idem: Idempotency) -> None:
         """All are failures."""
         handler = Handler()
