@@ -15,6 +15,7 @@ handler compresses itself go to their clients untouched, and are not replayed.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Awaitable, Callable, Coroutine
 from contextvars import ContextVar
@@ -45,7 +46,7 @@ from .aiohttp_messages import (
     response_of,
     status_of,
 )
-from .guarding import ClientGoneError, begin, fail, settle
+from .guarding import ClientGoneError, UnansweredError, begin, fail, settle
 from .http import KEY_HEADER, Answer, HTTPFailure, HTTPOptions, ProblemError, Rules
 
 __all__ = ["IDEMPOTENCY", "HTTPFailure", "idempotency_middleware", "idempotent_handler"]
@@ -260,32 +261,40 @@ async def _run(
     token = acting.set(request.writer)
     try:
         response = await run()
-    except web.HTTPException as error:
-        refused = await _settle(op, rules, error, raised=True)
-        if refused is None:
-            raise
-        return refused
     except BaseException as error:
+        # With a response on its way, the effect has most likely happened, and what went wrong may be the client that
+        # left: no failure whose key may be released, nor is what was raised the answer.
+        begun = request.writer.output_size > 0
+        if isinstance(error, web.HTTPException) and not begun:
+            refused = await _settle(op, request, rules, error, raised=True)
+            if refused is None:
+                raise
+            return refused
         try:
-            await fail(op, error)
+            await fail(op, UnansweredError() if begun else error)
         except LeaseLostError as lost:
-            if request.writer.output_size:
+            if begun:
                 raise  # another status line would become part of the stream: the server closes the connection
             return _refusal(rules, lost)
         raise
     finally:
         acting.reset(token)
-    refused = await _settle(op, rules, response)
+    refused = await _settle(op, request, rules, response)
     return cast("web.StreamResponse", response) if refused is None else refused
 
 
 async def _settle(
-    op: Operation, rules: Rules[web.Request], response: object, *, raised: bool = False
+    op: Operation, request: web.Request, rules: Rules[web.Request], response: object, *, raised: bool = False
 ) -> web.StreamResponse | None:
     """End ``op`` with what its handler gave; return what its client gets instead, if anything.
 
     Between the handler's end and the completion there is no other await.
     """
+    if request.writer.output_size and not (isinstance(response, web.StreamResponse) and response.prepared):
+        # The client has got another one, which nobody kept.
+        with contextlib.suppress(LeaseLostError, CompletionError):
+            await settle(op, rules, HTTPStatus.OK, [], None)
+        return None
     if not isinstance(response, web.StreamResponse):
         await settle(op, rules, HTTPStatus.INTERNAL_SERVER_ERROR, [], None)  # which is what the server makes of it
         return None

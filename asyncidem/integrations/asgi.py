@@ -16,14 +16,13 @@ follows the answer finds it; whatever happens to the connection after that, the 
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Awaitable, Callable, Iterable, MutableMapping
 from typing import Any, Final, TypeAlias, Unpack
 
 from ..errors import IdempotencyError
 from ..idempotency import Idempotency
 from ..operation import Operation
-from .guarding import ClientGoneError, begin, fail, settle
+from .guarding import ClientGoneError, UnansweredError, begin, fail, settle
 from .http import LATE_REFUSALS, REFUSALS, Answer, Headers, HTTPFailure, HTTPOptions, ProblemError, Rules
 
 __all__ = ["HTTPFailure", "IdempotencyMiddleware"]
@@ -44,10 +43,6 @@ SHORTCUTS: Final = frozenset(
 
 FULL: Final = 2
 """What Starlette's routes call a match of path and method."""
-
-
-class UnansweredError(asyncio.CancelledError):
-    """An application returned without the last message of its response: what it did is not known, as if cancelled."""
 
 
 class IdempotencyMiddleware:
@@ -259,13 +254,15 @@ class Capture:
     async def _ended(self, error: BaseException) -> None:
         """Settle the operation if its response has not, for the application has ended.
 
-        What was held back never reaches the client: an outer layer answers for the exception.
+        What was held back never reaches the client: an outer layer answers for the exception. If a response was on its
+        way, the effect has most likely happened, and what went wrong may be the client that left (from ASGI 2.4 on,
+        ``send`` raises then): that is no failure whose key may be released, but an outcome that is not known.
         """
         if self._settled:
             return
         self._settled = True
         try:
-            await fail(self._op, error)
+            await fail(self._op, error if self._body is not None else UnansweredError())
         except LATE_REFUSALS as lost:
             await self._replace(lost)
 

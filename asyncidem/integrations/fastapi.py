@@ -45,11 +45,10 @@ from .asgi import (
     Receive,
     Scope,
     Send,
-    UnansweredError,
     answer,
     header_lines,
 )
-from .guarding import ClientGoneError, begin
+from .guarding import ClientGoneError, UnansweredError, begin
 from .http import REFUSALS, Answer, HTTPOptions, NotCarriedOutError, Problem, ProblemError, Rules
 from .openapi import describe
 

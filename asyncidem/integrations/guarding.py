@@ -13,11 +13,15 @@ from ..errors import CodecError
 from ..operation import Operation
 from .http import UNKEPT, Answer, Headers, NotCarriedOutError, Rules
 
-__all__ = ["ClientGoneError", "begin", "fail", "settle"]
+__all__ = ["ClientGoneError", "UnansweredError", "begin", "fail", "settle"]
 
 
 class ClientGoneError(Exception):
     """The client of a duplicate went away while it waited. Nothing ran for it, and nobody is there to be answered."""
+
+
+class UnansweredError(asyncio.CancelledError):
+    """A response that did not come to its end: what its endpoint did is not known, as if it was cancelled."""
 
 
 async def begin(op: Operation, gone: Callable[[], Awaitable[object]] | None) -> None:

@@ -1,5 +1,6 @@
 """Which responses of aiohttp are kept, and what comes back of them."""
 
+import asyncio
 import gzip
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from integrations.aiohttp_sites import Effect, Reply, Site, guarded, serve
+from integrations.aiohttp_sites import Effect, Reply, Site, guarded, message, serve
 
 
 async def twice(site: Site, **more: Any) -> tuple[Reply, Reply]:
@@ -285,22 +286,59 @@ async def test_file_that_may_not_be_read_releases_the_key(tmp_path: Path, monkey
     assert effect.count == 2
 
 
-async def test_stream_that_breaks_off_is_a_failure() -> None:
-    """Its client sees that it is not whole, and the key is free."""
-    ran = []
+@pytest.mark.parametrize(
+    "error", [OSError("source"), web.HTTPBadRequest(), None], ids=["exception", "another response", "client left"]
+)
+async def test_stream_that_breaks_off_is_no_failure(error: Exception | None) -> None:
+    """Its effect may have happened, so the key is not free; nor is what was raised behind it the answer."""
+    ran, broken = [], asyncio.Event()
 
     async def handler(request: web.Request) -> web.StreamResponse:
         ran.append(1)
         response = web.StreamResponse()
         await response.prepare(request)
         await response.write(b"half")
-        raise OSError("source")
+        if error is not None:
+            raise error
+        try:
+            while True:  # until aiohttp says that nobody is there
+                await response.write(b"more")
+                await asyncio.sleep(0)
+        finally:
+            broken.set()
 
     async with serve(guarded(handler)) as site:
-        for _ in range(2):
-            with pytest.raises(aiohttp.ClientPayloadError):
+        if error is None:
+            async with site.socket() as (reader, writer):
+                writer.write(message("Idempotency-Key: k"))
+                await reader.readuntil(b"half")
+                writer.transport.abort()
+            await asyncio.wait_for(broken.wait(), 10)
+        else:
+            with pytest.raises(aiohttp.ClientError):
                 await site.post()
-    assert len(ran) == 2
+        assert (await site.post()).status == 409
+    assert len(ran) == 1
+
+
+@pytest.mark.parametrize("returned", [None, web.Response(text="second")], ids=["nothing", "another"])
+async def test_response_that_went_out_and_was_not_returned_is_not_kept(returned: Any) -> None:
+    """What the handler returned is not what its client got; it has run to its end, and does not run again."""
+    ran = []
+
+    async def handler(request: web.Request) -> Any:
+        ran.append(1)
+        response = web.Response(text="first")
+        await response.prepare(request)
+        await response.write_eof()
+        return returned
+
+    async with serve(guarded(handler)) as site:
+        assert (await site.post()).body == b"first"
+        again = await site.post()
+        assert again.status == 409
+        assert b"response-not-kept" in again.body
+    assert len(ran) == 1
 
 
 async def test_websockets_pass_untouched() -> None:

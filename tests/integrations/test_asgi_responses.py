@@ -150,20 +150,26 @@ async def test_a_response_without_its_end_is_never_replayed(form: str, on_cancel
     assert [call["attempt"] for call in endpoint.calls] == [1] * statuses.count(None)
 
 
-async def test_a_stream_that_breaks_is_a_failure() -> None:
-    """The exception decides, not the status that was sent before it."""
+@pytest.mark.parametrize("on_cancel", ["keep", "release"])
+@pytest.mark.parametrize("error", [RuntimeError("no more"), OSError("the client has gone, says a server of ASGI 2.4")])
+async def test_a_stream_that_breaks_is_no_failure(error: Exception, on_cancel: Any) -> None:
+    """Its effect may have happened, and it may be its client that left: the outcome is not known."""
 
     async def answer(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"one", "more_body": True})
-        raise RuntimeError("no more")
+        raise error
 
     endpoint = Endpoint(answer)
-    async with serving(guard(endpoint)) as address:
-        for _ in range(2):
+    async with serving(guard(endpoint, on_cancel=on_cancel)) as address:
+        with pytest.raises(httpx.RemoteProtocolError):
+            await post(address)
+        if on_cancel == "keep":
+            assert (await post(address)).status_code == 409
+        else:
             with pytest.raises(httpx.RemoteProtocolError):
                 await post(address)
-    assert [call["attempt"] for call in endpoint.calls] == [1, 1]
+    assert len(endpoint.calls) == (1 if on_cancel == "keep" else 2)
 
 
 async def test_what_follows_the_response_does_not_change_it() -> None:
