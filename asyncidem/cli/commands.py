@@ -98,7 +98,7 @@ def inspect(target: Target, key: str, ttl: float | None, *, data: bool, as_json:
         shown(entry, data=data)
         release = release_of(entry)
         if release is not None:
-            say(f"release    {release.does}")
+            say(f"{'release':<12} {release.does}")
         return 0
 
     _run(target, work, ttl)

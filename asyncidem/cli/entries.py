@@ -19,6 +19,11 @@ __all__ = ["Entry", "Filter", "Release", "Seen", "Status", "classify", "release_
 
 LARGE_NOTE: Final = "large: inspect shows the whole"
 
+MISSED: Final = 0.5
+"""The share of a lease after which a renewal, due at a third of it, was missed."""
+
+NOT_RENEWED: Final = "a renewal is overdue: its worker is dead, blocked or cut off, or renews nothing (renew=False)"
+
 
 class Status(StrEnum):
     """What a stored value is.
@@ -151,7 +156,11 @@ def classify(seen: Seen, prefix: str, layout: RecordFormat, *, now_ms: int, ttl_
     written = _age(record.ttl_ms if record.owner is not None else None, seen.left_ms)
     decision = decide(record, seen.left_ms, owner=None, fingerprint=None, now_ms=now_ms, aged=True)
     if isinstance(decision, InProgress):
-        return Entry(seen, key, Status.LIVE, written, decision.retry_after, record, record.owner)
+        lease = (record.lease_ms or 0) / 1000
+        late = written is not None and written > lease * MISSED
+        return Entry(
+            seen, key, Status.LIVE, written, decision.retry_after, record, record.owner, NOT_RENEWED if late else ""
+        )
     return Entry(seen, key, Status.ORPHAN, written, None, record, record.owner)
 
 

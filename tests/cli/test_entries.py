@@ -78,6 +78,14 @@ def test_age_of_completed_records_follows_from_the_ttl_of_the_workers() -> None:
     assert entry_of(completed(), 60_000, ttl_ms=50_000).age is None
 
 
+@pytest.mark.parametrize(("left_ms", "overdue"), [(50_000, False), (46_000, False), (44_000, True), (31_000, True)])
+def test_a_renewal_that_is_overdue_is_noted(left_ms: int, overdue: bool) -> None:
+    """An owner renews at a third of its lease: a live record that is older than half of it may be stuck."""
+    entry = entry_of(in_progress(), left_ms)
+    assert entry.status is Status.LIVE
+    assert entry.note.startswith("a renewal is overdue") == overdue
+
+
 def test_locks() -> None:
     """A lock is known by its key; a record under such a key is a record all the same."""
     assert entry_of(OWNER.encode(), key="p:k:lock").status is Status.LOCK
