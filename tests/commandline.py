@@ -98,4 +98,4 @@ def changed_before_answer(monkeypatch: pytest.MonkeyPatch, change: Callable[[], 
         change()
         return True
 
-    monkeypatch.setattr("click.confirm", confirm)
+    monkeypatch.setattr("asyncidem.cli.commands._confirmed", confirm)

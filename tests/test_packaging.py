@@ -37,7 +37,7 @@ def test_package_data() -> None:
 
 @installed
 def test_metadata() -> None:
-    """The wheel says its licence, brings its text, and keeps tests and examples out."""
+    """The wheel says its licence, brings its text, and keeps tests and examples out; beside the package there is its program."""
     about = metadata.metadata("asyncidem")
     assert about["License-Expression"] == "MIT"
     assert about.get_all("License-File") == ["asyncidem/LICENSE"]
@@ -45,7 +45,8 @@ def test_metadata() -> None:
     licences = [file for file in files if file.name == "LICENSE"]
     assert licences
     assert all("MIT License" in file.read_text() for file in licences)
-    assert {file.parts[0].partition("-")[0] for file in files} == {"asyncidem"}
+    assert {file.parts[0].partition("-")[0] for file in files} == {"asyncidem", ".."}
+    assert [file.stem for file in files if file.parts[0] == ".."] == ["asyncidem"]  # the program
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)

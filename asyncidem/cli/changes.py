@@ -25,6 +25,9 @@ that the store's primitives can compare.
 TRIES: Final = 3
 """How often a release follows renewals of the owner whose key was to be released."""
 
+EXAMPLES: Final = 5
+"""How many of the keys that would be purged are shown."""
+
 
 async def release(keyspace: Keyspace, entry: Entry) -> bool:
     """Release what was seen; say whether it was still there, with the same owner.
@@ -82,6 +85,7 @@ class Purge:
         changed: keys that had changed since they were read, and were left alone.
         unreadable: keys that are not UTF-8 and were left alone.
         unknown_age: keys that may be old enough or not.
+        examples: the first few that were meant.
     """
 
     def __init__(self, keyspace: Keyspace, wanted: Filter, *, apply: bool) -> None:
@@ -102,7 +106,7 @@ class Purge:
             meant = [entry for entry in page if self._means(entry)]
             self.matched += len(meant)
             self.matched_bytes += sum(entry.seen.size for entry in meant)
-            self.examples += meant[: 5 - len(self.examples)] if len(self.examples) < 5 else []
+            self.examples += meant[: EXAMPLES - len(self.examples)]
             if self._apply and meant:
                 await self._delete(meant)
             advance(len(meant))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import sys
 from collections.abc import Awaitable, Callable
 from importlib import metadata
 from typing import Any, Final, NoReturn
@@ -324,17 +326,23 @@ def _say_undecided(count: int) -> None:
 
 
 def _confirmed(question: str) -> bool:
-    """Ask; no answer, as where standard input is no terminal, is no."""
-    try:
-        return click.confirm(question, err=True)
-    except click.Abort:
-        return False
+    """Ask; no answer, as where standard input is empty, is no.
+
+    Click's own question, even on standard error, writes a space to standard output, where ``--json`` is.
+    """
+    click.echo(f"{question} [y/N] ", err=True, nl=False)
+    return sys.stdin.readline().strip().lower() in {"y", "yes"}
 
 
 def _run(target: Target, work: Work, ttl: float | None = None) -> NoReturn:
     """Do the work on the store, and end with its exit code. No error is a traceback, and none holds a password."""
     # What the library logs, doctor and the errors say; without a handler it would go to standard error.
     logging.getLogger("asyncidem").addHandler(logging.NullHandler())
+
+    streams: tuple[Any, ...] = (sys.stdout, sys.stderr)
+    for stream in streams:
+        with contextlib.suppress(AttributeError):  # whoever put another there knows what it can show
+            stream.reconfigure(errors="backslashreplace")  # what the terminal's encoding does not have is escaped
 
     async def opened() -> int:
         store = target.open()

@@ -12,7 +12,6 @@ behind the value: written in between, the bytes are the old ones, and nothing th
 
 from __future__ import annotations
 
-import asyncio
 import functools
 from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
@@ -153,24 +152,19 @@ class Keyspace:
 
     async def _talk(self, node: Node, commands: Sequence[Command], strict: bool, progress: Progress) -> list[Any]:  # noqa: FBT001 - called by `ask` alone
         progress.node = node
-        # A third of the deadline in silence, as for the store's own commands: then the same again on a new connection.
-        async with asyncio.timeout(self.store.timeout / 3):
-            connection = await node.lend()
-            healthy = False
-            try:
-                await connection.send_packed_command(connection.pack_commands(commands))
-                progress.sent = True
-                replies: list[Any] = []
-                for _ in commands:
-                    try:
-                        replies.append(await connection.read_response(disable_decoding=True))
-                    except exceptions.ResponseError as error:
-                        replies.append(error)
-                healthy = True
-            finally:
-                if not healthy:  # or the next command would read what was left over of this one's replies
-                    await connection.disconnect(nowait=True)
-                await node.take_back(connection)
+        # Silence is bounded by the socket's time-out, as the store's client has it: a large page on a slow line is none.
+        connection = await node.lend()
+        try:
+            await connection.send_packed_command(connection.pack_commands(commands))
+            progress.sent = True
+            replies: list[Any] = []
+            for _ in commands:
+                try:
+                    replies.append(await connection.read_response(disable_decoding=True))
+                except exceptions.ResponseError as error:
+                    replies.append(error)
+        finally:  # whatever broke off a reading has disconnected it: nothing is left over for the next command
+            await node.take_back(connection)
         for reply in replies:
             if strict and isinstance(reply, exceptions.ResponseError):
                 raise reply

@@ -12,7 +12,7 @@ from redis.asyncio.connection import parse_url
 
 from ..errors import ConfigurationError
 from ..stores.redis import RedisStore
-from .words import duration, scrub
+from .words import duration
 
 __all__ = ["Target", "duration_option", "store_options"]
 
@@ -68,8 +68,8 @@ class Target(NamedTuple):
         """Return the store; nothing is connected yet.
 
         Raises:
-            ConfigurationError: the options do not go together, or redis-py does not take the URL. It never holds what
-                may be a password, which redis-py's own error on a URL that is cut in the wrong place does.
+            ConfigurationError: the options do not go together, or redis-py does not take the URL. Of a URL that is cut in
+                the wrong place it holds nothing, for that may be a piece of the password, as in redis-py's own error.
         """
         if self.url is None and not self.sentinels:
             raise ConfigurationError("no store is given: use --url or REDIS_URL, or --sentinel")
@@ -84,7 +84,7 @@ class Target(NamedTuple):
         except ConfigurationError as error:
             if isinstance(error.__cause__, ValueError):
                 raise ConfigurationError(NOT_A_URL) from None
-            raise ConfigurationError(scrub(str(error), self.url)) from None
+            raise
         except ValueError:
             raise ConfigurationError(NOT_A_URL) from None
 
@@ -145,7 +145,7 @@ def store_options(command: Callable[..., Any]) -> Callable[..., Any]:
         ),
         click.option("--service", metavar="NAME", help="The name by which the sentinels know the master."),
         click.option("--prefix", default="asyncidem:", show_default=True, help="The prefix of the workers' store."),
-        duration_option("--timeout", default="5s", help="For each step."),
+        duration_option("--timeout", default="5s", help="How long one step may take until the server is given up."),
         *(
             click.option(f"--{name.replace('_', '-')}", name, default=default, show_default=True, metavar="NAME")
             for name, default in zip(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 from ..durations import MAX_MS
 
@@ -79,13 +79,14 @@ def glob(beginning: str) -> str:
 
 
 def scrub(text: str, url: str | None) -> str:
-    """Return text without the password of a URL."""
+    """Return text without the password of a URL, in whichever of the two places it stands."""
     if not url:
         return text
     try:
-        secret = urlsplit(url).password
+        parts = urlsplit(url)
     except ValueError:
-        secret = None
-    for form in {secret or "", unquote(secret or "")} - {""}:
+        return text
+    secret = parts.password or ""
+    for form in {secret, unquote(secret), *parse_qs(parts.query).get("password", [])} - {""}:
         text = text.replace(form, "***")
     return text

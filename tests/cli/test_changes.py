@@ -117,6 +117,19 @@ def test_release_leaves_what_completed_meanwhile(url: str, monkeypatch: pytest.M
     assert get(url, "mine").data == '"just in time"'
 
 
+def test_release_leaves_a_new_owner(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who took the key over meanwhile is not whom the operator decided about."""
+
+    async def replace(store: RedisStore) -> None:
+        await store.delete("live")
+        await claimed(store, "live", lease=300)
+
+    changed_before_answer(monkeypatch, lambda: elsewhere(lambda: store_do(url, replace)))
+    assert run("release", "live", "--force", "--apply", url=url).code == 4
+    left = run("inspect", "live", "--json", url=url).document
+    assert (left["status"], left["attempt"]) == ("live", 2)
+
+
 def test_release_leaves_what_was_written_anew(url: str, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is not a live operation is compared once."""
     changed_before_answer(monkeypatch, lambda: server.command("SET", "asyncidem:new", '{"owner": "y"}'))
@@ -236,7 +249,7 @@ def test_purge_leaves_what_changes_meanwhile(url: str, server: Server, monkeypat
     delete = Purge._delete
 
     async def changed_before(purge: Purge, entries: list[Entry]) -> None:
-        server.command("SET", "asyncidem:odd", "other")
+        server.command("SET", "asyncidem:odd", "s3cret and more")
         server.command("DEL", "asyncidem:done")
         await delete(purge, entries)
 
@@ -244,7 +257,7 @@ def test_purge_leaves_what_changes_meanwhile(url: str, server: Server, monkeypat
     ran = run("purge", "--status", "completed", "--status", "no-record", "--apply", "--yes", "--json", url=url)
     assert ran.code == 0
     assert (ran.document["removed"], ran.document["changed"]) == (1, 2)
-    assert server.text("GET", "asyncidem:odd") == "other"
+    assert server.text("GET", "asyncidem:odd") == "s3cret and more"
 
 
 def test_purge_says_how_far_it_came(url: str, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:

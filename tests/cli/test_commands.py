@@ -1,11 +1,14 @@
 """The commands that read, in this process, on a real server; and values of every kind and size."""
 
+from typing import Any
+
 import pytest
 
 from asyncidem import RedisStore
 from asyncidem.cli.changes import Purge
 from asyncidem.cli.entries import Entry
 from asyncidem.cli.keyspace import Keyspace
+from asyncidem.stores.link import Command
 from asyncidem.stores.routes import Node
 
 from commandline import ALL, LONG, claimed, keys_of, run, store_do
@@ -89,6 +92,33 @@ def test_keys_that_go_while_they_are_read_are_left_out(
 
     monkeypatch.setattr(Keyspace, "_page", gone_before)
     assert keys_of(run("list", "--json", url=url)) == ALL - {"done"}
+
+
+def test_keys_that_scan_returns_twice_are_shown_once(url: str, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At least within one step of it."""
+    ask = Keyspace.ask
+
+    async def twice(keyspace: Keyspace, node: Node, *commands: Command, strict: bool = False) -> list[Any]:
+        replies = await ask(keyspace, node, *commands, strict=strict)
+        return [[replies[0][0], replies[0][1] * 2]] if commands[0][0] == "SCAN" else replies
+
+    monkeypatch.setattr(Keyspace, "ask", twice)
+    assert keys_of(run("list", "--json", url=url)) == ALL
+
+
+def test_the_time_left_is_read_behind_the_value(url: str, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An older time with newer bytes would show a live record as an orphan, and let it be deleted as what it is."""
+    server.command("SET", "asyncidem:large", "x" * 5000)
+    ask, order = Keyspace.ask, []
+
+    async def watched(keyspace: Keyspace, node: Node, *commands: Command, strict: bool = False) -> list[Any]:
+        order.append([command[0] for command in commands])
+        return await ask(keyspace, node, *commands, strict=strict)
+
+    monkeypatch.setattr(Keyspace, "ask", watched)
+    assert "large" in keys_of(run("list", "--json", url=url))
+    reads = [names for names in order if "PTTL" in names]
+    assert {tuple(names) for names in reads} == {("GETRANGE", "STRLEN", "PTTL") * (len(ALL) + 1), ("GET", "PTTL")}
 
 
 def test_list_says_what_it_could_not_decide(url: str) -> None:

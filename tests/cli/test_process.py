@@ -57,6 +57,27 @@ def test_python_m(redis_url: str) -> None:
     assert ran.stdout == ""
 
 
+def test_what_the_terminal_cannot_show_is_escaped(redis_url: str, server: Server) -> None:
+    """A key outside of its encoding is no traceback."""
+    server.command("SET", "asyncidem:日", "odd")
+    ran = process("-m", "asyncidem", "list", url=redis_url, env={"PYTHONIOENCODING": "latin-1"})
+    assert (ran.returncode, ran.stderr) == (0, "")
+    assert ran.stdout.endswith("\\u65e5\n")
+
+
+def test_the_librarys_log_does_not_come_between(redis_url: str, server: Server) -> None:
+    """What the library warns of, doctor says itself."""
+    server.command("CONFIG", "SET", "maxmemory", "100mb")
+    server.command("CONFIG", "SET", "maxmemory-policy", "allkeys-lru")
+    try:
+        ran = process("-m", "asyncidem", "doctor", "--json", url=redis_url)
+    finally:
+        server.command("CONFIG", "SET", "maxmemory", "0")
+        server.command("CONFIG", "SET", "maxmemory-policy", "noeviction")
+    assert (ran.returncode, ran.stderr) == (5, "")
+    assert "allkeys-lru" in ran.stdout
+
+
 def test_version_and_module(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The module runs the command line; the version is the package's."""
     monkeypatch.setattr(sys, "argv", ["asyncidem", "--version"])

@@ -91,6 +91,7 @@ def test_patterns_match_a_beginning_literally() -> None:
         ("redis://h:1", "s3cret", "s3cret"),
         ("redis://u:s3cret@h", "no s3cret here", "no *** here"),
         ("redis://u:s%20t@h", "'s t' or s%20t", "'***' or ***"),
+        ("redis://h?password=s3cret&db=1", "no s3cret here", "no *** here"),
         ("redis://[", "text", "text"),
     ],
 )

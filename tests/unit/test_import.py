@@ -10,6 +10,7 @@ HEAVY = {
     "aiohttp",
     "anyio",
     "aws_lambda_powertools",
+    "click",
     "django",
     "fastapi",
     "fakeredis",
@@ -19,6 +20,7 @@ HEAVY = {
     "pydantic_core",
     "redis",
     "hiredis",
+    "rich",
     "starlette",
     "typing_extensions",
 }
