@@ -7,7 +7,6 @@ import contextlib
 import logging
 import sys
 from collections.abc import Awaitable, Callable
-from importlib import metadata
 from typing import Any, Final, NoReturn
 
 import click
@@ -71,7 +70,7 @@ orphaned_option = click.option(
 
 
 @click.group(epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(metadata.version("asyncidem"), prog_name="asyncidem")
+@click.version_option(package_name="asyncidem", prog_name="asyncidem")
 def cli() -> None:
     """See what asyncidem keeps on Redis or Valkey, find what is stuck, and free it.
 

@@ -11,10 +11,19 @@ import pytest
 
 import asyncidem
 
+from conftest import require
+from servers import BINARIES
+
 ROOT = Path(__file__).parent.parent.parent
 GUIDE = (ROOT / "examples" / "operations" / "README.md").read_text(encoding="utf-8")
 BLOCKS: list[tuple[str, str]] = re.findall(r"```sh\n(.*?)```\n(?:```text\n(.*?)```\n)?", GUIDE, re.DOTALL)
 INSTALLED = os.environ.get("ASYNCIDEM_TEST_INSTALLED") == "1"
+
+
+@pytest.fixture(scope="session")
+def server_kind() -> str:
+    """One kind is enough here: what differs between servers is tested without processes."""
+    return require(*BINARIES)
 
 
 def stand_in(directory: Path) -> None:
