@@ -21,11 +21,13 @@ import inspect
 import warnings
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any, Final, NoReturn, TypeAlias, Unpack
 
 try:
     import fastapi.routing
     from fastapi import FastAPI, HTTPException, Request, params
+    from fastapi.dependencies.models import Dependant
     from fastapi.exceptions import RequestValidationError
     from starlette.middleware import Middleware
     from starlette.requests import HTTPConnection
@@ -425,16 +427,62 @@ class Exchange:
 
 
 def order(dependant: Any) -> bool:
-    """Move the guards among a route's dependencies behind the others; return whether they were not there.
+    """Put the guards of a route behind its other dependencies; return whether they were not there.
+
+    To be called later is not enough: FastAPI goes on with the next dependency where the parameters of one are not valid,
+    a missing token among them, and refuses the request behind the last one. So guards depend on all others, which leaves
+    guards alone that are not to run. They are not run twice, for FastAPI keeps what they gave.
 
     The list is replaced, and not changed, for a request may be on its way through it.
     """
-    dependencies: list[Any] = getattr(dependant, "dependencies", [])
-    guards = [isinstance(one.call, IdempotencyGuard) for one in dependencies]
-    if guards == sorted(guards):
+    if not any(_guards(dependant)) or _are_behind(dependant):
         return False
-    dependant.dependencies = sorted(dependencies, key=lambda one: isinstance(one.call, IdempotencyGuard))
+    gate = Dependant(call=others, dependencies=[*_unguarded(dependant)])
+    dependant.dependencies = _behind(dependant.dependencies, gate)
     return True
+
+
+def _are_behind(dependant: Any) -> bool:
+    return all(
+        any(below.call is others for below in one.dependencies)
+        if isinstance(one.call, IdempotencyGuard)
+        else _are_behind(one)
+        for one in dependant.dependencies
+    )
+
+
+async def others() -> None:
+    """Stand for all dependencies of a route but its guards, in the list of what these depend on."""
+
+
+def _behind(dependencies: list[Any], gate: Dependant) -> list[Any]:
+    """Return dependencies whose guards, and what depends on them, are the last, and depend on ``gate``."""
+    first: list[Any] = []
+    last: list[Any] = []
+    for one in dependencies:
+        if isinstance(one.call, IdempotencyGuard):
+            last.append(replace(one, dependencies=[gate, *one.dependencies]))
+        elif any(_guards(one)):
+            last.append(replace(one, dependencies=_behind(one.dependencies, gate)))
+        else:
+            first.append(one)
+    return first + last
+
+
+def _unguarded(dependant: Any) -> Iterator[Any]:
+    """Yield the dependencies that no guard is among, each to be run once."""
+    for one in dependant.dependencies:
+        if isinstance(one.call, IdempotencyGuard):
+            continue
+        if any(_guards(one)):
+            yield from _unguarded(one)
+        else:
+            yield replace(_once(one), name=None)  # nobody takes the value
+
+
+def _once(dependant: Any) -> Any:
+    """Return a dependency whose value, and that of all below, is taken from where it was run."""
+    return replace(dependant, use_cache=True, dependencies=[*map(_once, dependant.dependencies)])
 
 
 def _hold_back(route: Any) -> None:

@@ -181,6 +181,49 @@ async def test_a_replay_never_comes_before_authentication(where: str) -> None:
     assert till.charges == [1]
 
 
+@pytest.mark.parametrize("where", ["parameter", "route", "nested", "nested twice"])
+async def test_a_replay_never_comes_to_who_says_nothing(where: str) -> None:
+    """FastAPI runs the next dependency although one got no valid parameters; and a guard may be part of another one."""
+    till = Till()
+    guard = till.guard()
+    app = FastAPI()
+    guard.install(app)
+    asked: list[str] = []
+
+    def authenticate(authorization: Annotated[str, Header()]) -> str:
+        asked.append(authorization)
+        return authorization
+
+    async def operation(op: Annotated[Any, Depends(guard)]) -> Any:
+        return op
+
+    async def both(op: Annotated[Any, Depends(guard)], name: Annotated[str, Depends(authenticate)]) -> str:
+        return name
+
+    # Of `use_cache=False` nothing may come twice either.
+    last = Depends(authenticate, use_cache=False)
+    before = {"route": [Depends(guard), last], "nested": [Depends(operation), last]}
+    before["nested twice"] = [Depends(operation), Depends(both)]
+
+    async def pay() -> dict[str, Any]:
+        return await till.charge()
+
+    async def pay_named(op: Annotated[Any, Depends(guard)], name: Annotated[str, last]) -> dict[str, Any]:
+        return {"name": name, **await till.charge()}
+
+    app.post("/pay", dependencies=before.get(where))(pay_named if where == "parameter" else pay)
+    async with client(app) as http:
+        assert (await http.post("/pay", headers=KEY)).status_code == 422
+        assert till.events == []
+        assert (await http.post("/pay", headers=ALICE)).status_code == 200
+        assert replayed(await http.post("/pay", headers=ALICE))
+        refused = await http.post("/pay", headers=KEY)
+        assert (refused.status_code, replayed(refused)) == (422, False)
+        assert (await http.get("/openapi.json")).status_code == 200
+    assert till.charges == [1]
+    assert asked == ["alice", "alice"]
+
+
 async def test_a_route_that_is_added_while_the_application_runs_is_refused_once() -> None:
     """Rather than replayed before authentication; from then on the guard is in its place."""
     till = Till()
