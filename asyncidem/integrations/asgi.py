@@ -213,7 +213,8 @@ class Capture:
         if self._settled or kind not in ("http.response.start", "http.response.body"):
             await self._send(message)
         elif kind == "http.response.start":
-            self._start = message
+            # Any iterable may hold the headers (ASGI, response start), and they are looked at more than once.
+            self._start = {**message, "headers": _headers(message)}
         elif self._start is None:
             await self._send(message)  # the server says what is wrong with it
         elif message.get("more_body", False):

@@ -191,6 +191,17 @@ async def test_what_follows_the_response_does_not_change_it() -> None:
     assert len(endpoint.calls) == 1
 
 
+async def test_headers_may_be_read_once() -> None:
+    """They are an iterable (ASGI, response start), and reach the first client, too."""
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 201, "headers": iter([(b"x-receipt", b"7")])})
+        await send({"type": "http.response.body", "body": b"paid"})
+
+    async with serving(guard(Endpoint(answer))) as address:
+        assert [(await post(address)).headers["x-receipt"] for _ in range(2)] == ["7", "7"]
+
+
 async def test_shortcuts_of_servers_are_not_offered() -> None:
     """A path that is sent past the body, and trailers, would be no part of the record; other extensions stay."""
     seen: list[Any] = []
