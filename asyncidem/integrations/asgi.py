@@ -52,7 +52,8 @@ class IdempotencyMiddleware:
         app: the application.
         idempotency: where operations run.
         principal: who asks, as a function, sync or async, of the ASGI ``scope``; nobody gets another's answer, and a
-            request of nobody is refused with 403. None, written out, is for an API with a single client.
+            request of nobody is refused with 403. None, written out, is for an API with a single client. The host is
+            no part of a key: an application for several hosts puts it into the principal.
         required: whether a request without a key is refused; a middleware sees every route.
         **options: the further ones of :class:`~asyncidem.integrations.http.Rules`.
 
