@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import asyncidem
+
 __all__ = ["Process", "process"]
 
 PIECE = bytes(64 * 1024)
@@ -35,7 +37,10 @@ class Process:
     def start(self) -> None:
         """Start it; after a kill, again."""
         command = [sys.executable, str(Path(__file__).resolve()), *([] if self._url is None else [self._url])]
-        self._child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        # What is beside this file, which a safe path leaves out, and the package where that is not installed.
+        paths = [str(Path(__file__).parent), str(Path(asyncidem.__file__).parents[1])]
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+        self._child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
         assert self._child.stdout is not None
         self.pid = self._child.pid
         self.address = self._child.stdout.readline().strip()

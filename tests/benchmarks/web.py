@@ -9,11 +9,12 @@ from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from typing import Any, Final, NamedTuple
 
-from benchmarks.figures import BARE, OURS, Measured
+from benchmarks.figures import BARE, OURS, TIMES, Measured, Spread
 from benchmarks.harness import fresh_keys, interleaved
 from benchmarks.stage import Stage
 
 CONNECTIONS: Final = 64
+CONTENT: Final = "Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
 ROUNDS: Final = ("http_first", "http_replay")
 
 
@@ -22,15 +23,27 @@ class _Path(NamedTuple):
     path: str
 
 
-PATHS: Final = (_Path(BARE, "/bare"), _Path(OURS, "/guarded"))
+FASTAPI: Final = "FastAPI"
+DEPENDENCY: Final = "FastAPI, IdempotencyGuard"
+PATHS: Final = (
+    *(_Path(BARE, "/bare"), _Path(OURS, "/guarded")),
+    *(_Path(FASTAPI, "/api/bare"), _Path(DEPENDENCY, "/api/guarded")),
+)
 
 
 def over_http(stage: Stage) -> dict[str, Measured]:
     """First calls and replays over kept connections; the server is a process of its own, and so is this client."""
     with _served(stage.server.url) as port:
         series = asyncio.run(_compare(stage, port))
-    note = f"Starlette under uvicorn, {CONNECTIONS} connections; bare is the unguarded endpoint"
-    return {row: series.row(row, unit="requests/s", note=note) for row in ROUNDS}
+    rows: dict[str, Measured] = {}
+    for row in ROUNDS:
+        dependency = Spread.of(series.ratios(DEPENDENCY, row, FASTAPI)).median
+        note = (
+            f"Starlette under uvicorn, {CONNECTIONS} connections; bare is the unguarded endpoint. "
+            f"FastAPI's guard: {dependency:.2f} {TIMES} its unguarded endpoint"
+        )
+        rows[row] = series.row(row, unit="requests/s", note=note)
+    return rows
 
 
 async def _compare(stage: Stage, port: int) -> Any:
@@ -90,7 +103,7 @@ class Client(asyncio.Protocol):
         if key is None:
             self._done.set_result(None)
             return
-        head = f"POST {self._path} HTTP/1.1\r\nHost: a\r\nIdempotency-Key: {key}\r\nContent-Length: 2\r\n\r\n{{}}"
+        head = f"POST {self._path} HTTP/1.1\r\nHost: a\r\nIdempotency-Key: {key}\r\n{CONTENT}"
         self._transport.write(head.encode())
 
 
@@ -119,8 +132,9 @@ def _served(url: str) -> Iterator[int]:
 
 
 def serve(pipe: Connection, url: str) -> None:
-    """Be the server: ``/bare`` and ``/guarded``."""
+    """Be the server: ``/bare`` and ``/guarded`` of Starlette, and both below ``/api`` of FastAPI."""
     import uvicorn
+    from fastapi import Depends, FastAPI
     from starlette.applications import Starlette
     from starlette.middleware import Middleware
     from starlette.requests import Request
@@ -129,19 +143,34 @@ def serve(pipe: Connection, url: str) -> None:
 
     from asyncidem import Idempotency, RedisStore
     from asyncidem.integrations.asgi import IdempotencyMiddleware
+    from asyncidem.integrations.fastapi import IdempotencyGuard
+
+    result = {"id": "ch_000000000042", "amount": 1250, "currency": "EUR"}
 
     async def nothing(request: Request) -> Response:
         await request.body()
-        return JSONResponse({"id": "ch_000000000042", "amount": 1250, "currency": "EUR"})
+        return JSONResponse(result)
+
+    async def plain(payment: dict[str, int]) -> dict[str, Any]:
+        return result
 
     idem = Idempotency(RedisStore.from_url(url))
     guard = Middleware(IdempotencyMiddleware, idempotency=idem, principal=None)
-    app = Starlette(
+    site = Starlette(
         routes=[
             Route("/bare", nothing, methods=["POST"]),
             Mount("/", routes=[Route("/guarded", nothing, methods=["POST"])], middleware=[guard]),
         ]
     )
+    api = FastAPI(openapi_url=None)
+    dependency = IdempotencyGuard(idem, principal=None)
+    dependency.install(api)
+    api.post("/api/bare")(plain)
+    api.post("/api/guarded", dependencies=[Depends(dependency)])(plain)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await (api if scope["path"].startswith("/api/") else site)(scope, receive, send)
+
     listener = socket.create_server(("127.0.0.1", 0))
     pipe.send(listener.getsockname()[1])
     config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="off")

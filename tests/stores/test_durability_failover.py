@@ -65,9 +65,8 @@ def follow(replica: Server, master: Server) -> None:
 
 
 def number(server: Server, section: str, pattern: str) -> int:
-    """Return a number from INFO; 0 if it is not there."""
-    found = re.search(pattern, server.text("INFO", section))
-    return 0 if found is None else int(found[1])
+    """Return the sum of the numbers that a pattern finds in INFO."""
+    return sum(map(int, re.findall(pattern, server.text("INFO", section))))
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -98,7 +97,8 @@ async def test_a_master_that_is_demoted_for_a_moment(pair: tuple[Server, Server]
         claim = await confirming(store, master)
         assert master.command(*NOBODY) == "+OK"
         await until(lambda: number(master, "clients", r"blocked_clients:(\d+)") == 0)
-        await until(lambda: number(master, "errorstats", r"errorstat_READONLY:count=(\d+)") > 1)
+        # Redis 6.2 counts what a script meets as another error.
+        await until(lambda: number(master, "errorstats", r"errorstat_(?:READONLY|ERR):count=(\d+)") > 1)
         assert not claim.done(), "a server that is no master refuses nothing for good"
         assert master.command("REPLICAOF", "NO", "ONE") == "+OK"
         replica.resume()
