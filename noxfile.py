@@ -8,16 +8,18 @@ import nox
 
 nox.needs_version = ">=2025.5.1"
 nox.options.default_venv_backend = "uv"
-nox.options.sessions = ["lint", "types", "tests", "lowest", "chaos"]
-# The matrix is what the machine has: a missing interpreter is skipped, in continuous integration too.
 nox.options.error_on_missing_interpreters = False
 nox.options.download_python = "never"
 nox.options.stop_on_first_error = False
 
 PYPROJECT = nox.project.load_toml("pyproject.toml")
 PYTHONS = nox.project.python_versions(PYPROJECT)
+# Of the interpreters that the machine has the oldest and the newest; `nox -s tests` takes them all, and so do the workflows.
+FOUND = [version for version in PYTHONS if shutil.which(f"python{version}")] or PYTHONS
+ENDS = [f"tests-{version}" for version in dict.fromkeys((FOUND[0], FOUND[-1]))]
+nox.options.sessions = ["lint", "types", *ENDS, "lowest", "chaos"]
 # Each worker has servers of its own, but the cluster: its tests are all one worker's. Half of the time is waiting.
-PARALLEL = ("--numprocesses", "4", "--dist", "loadgroup", "--quiet")
+PARALLEL = ("--numprocesses", "5", "--dist", "loadgroup", "--quiet")
 # The whole matrix of stores and servers, the schedules and the coverage (every line and branch of the package) are the
 # first interpreter's; the others run one store of each sort.
 FEW_KINDS = "memory,valkey,cluster,fake,fake-without-lua,client"

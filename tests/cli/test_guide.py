@@ -14,6 +14,8 @@ import asyncidem
 from conftest import require
 from servers import BINARIES
 
+pytestmark = pytest.mark.once
+
 ROOT = Path(__file__).parent.parent.parent
 GUIDE = (ROOT / "examples" / "operations" / "README.md").read_text(encoding="utf-8")
 BLOCKS: list[tuple[str, str]] = re.findall(r"```sh\n(.*?)```\n(?:```text\n(.*?)```\n)?", GUIDE, re.DOTALL)

@@ -17,6 +17,8 @@ from commandline import run
 from conftest import require
 from servers import BINARIES, Server
 
+pytestmark = pytest.mark.once
+
 PACKAGE = Path(asyncidem.__file__).parent
 
 FILL = """

@@ -15,6 +15,8 @@ from crowd import Call, Crowd
 from resharding import Operator, slot_of, tags_in
 from servers import BINARIES, Cluster
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(scope="module")
 def living(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:

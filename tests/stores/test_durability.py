@@ -29,6 +29,8 @@ from conftest import ServerFactory, StoreFactory, require
 from servers import BINARIES, HOST, Cluster, Server
 from stores.stores_under_test import WANTED, PlainClient
 
+pytestmark = pytest.mark.once
+
 PREFIX = "asyncidem:"
 TIMEOUT = 1.5
 """Seconds for a store call: a server may then wait 300 ms for its replicas, and be late by 100."""

@@ -16,6 +16,8 @@ from proxy import Proxy
 from servers import BINARIES, HOST, Server
 from stores.stores_under_test import WANTED
 
+pytestmark = pytest.mark.once
+
 EACH: Final = [kind for kind in BINARIES if kind in WANTED]
 """They differ in what they answer to a WAIT whose master is demoted."""
 

@@ -20,6 +20,8 @@ from proxy import Proxy
 from sentinels import Watch
 from servers import BINARIES, HOST, free_port
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(scope="module")
 def watch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watch]:

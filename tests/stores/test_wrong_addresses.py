@@ -17,6 +17,8 @@ from resharding import slot_of
 from servers import HOST, SLOTS, Cluster, Server
 from tls import Secure
 
+pytestmark = pytest.mark.once
+
 
 async def told(
     text: str, url: str, kind: type[StoreError] = StoreUnavailableError, timeout: float = 1.2, **options: Any

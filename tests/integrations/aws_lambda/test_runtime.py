@@ -17,6 +17,8 @@ from lambdas import LOCAL, function, local_lambda, require_runtime
 from proxy import Proxy
 from servers import HOST, Server
 
+pytestmark = pytest.mark.once
+
 SHORT = "ASYNCIDEM_TEST_KINDS" in os.environ
 """Whether this interpreter has the short run."""
 
