@@ -79,6 +79,7 @@ async def test_a_duplicate_whose_client_left_never_takes_over() -> None:
             asked += 1
             if name == "duplicate" and asked == 2:  # it has the body, and listens for the client while it waits
                 waiting.set()
+                return {"type": "http.request", "body": b"", "more_body": False}  # which says nothing of the client
             return await receive()
 
         try:
@@ -165,6 +166,8 @@ async def test_a_completion_that_finds_another_owner(parts: list[bytes]) -> None
             del store._values[key]
             await store.put_if_absent(key, b'{"status":"COMPLETED","data":"1"}', 60_000)
         await respond(send, 200, [], *parts)
+        if len(parts) == 1:  # one that sends too much reaches nobody behind the refusal
+            await send({"type": "http.response.body", "body": b"late"})
 
     endpoint = Endpoint(steal)
     async with serving(IdempotencyMiddleware(endpoint, Idempotency(store), principal=None)) as address:
