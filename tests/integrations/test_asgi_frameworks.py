@@ -209,6 +209,23 @@ async def test_a_middleware_that_makes_streams_of_answers(counted: Counted) -> N
         assert [one.status_code for one in await times(2, address, "/events")] == [200, 409]
 
 
+async def test_around_an_application_that_answers_for_its_crash(counted: Counted) -> None:
+    """Starlette sends a 500 and then raises: the key is released once, and the next request runs as the first attempt."""
+
+    async def crash(_request: Request) -> Response:
+        counted.charge()
+        raise ValueError
+
+    events: list[Event] = []
+    idem = Idempotency(MemoryStore(), hooks=[events.append])
+    app = IdempotencyMiddleware(Starlette(routes=[Route("/", crash, methods=["POST"])]), idem, principal=None)
+    async with serving(app) as address:
+        answers = await times(2, address, "/")
+    assert [answer.status_code for answer in answers] == [500, 500]
+    assert [event.name for event in events] == ["claimed", "released"] * 2
+    assert [event.attempt for event in events] == [1] * 4
+
+
 class Backend(AuthenticationBackend):
     """Knows people by a header."""
 
