@@ -101,7 +101,7 @@ def test_database_of_a_cluster(url: str, options: dict[str, Any]) -> None:
     RedisStore.from_url("redis://a:1/0", cluster=True)
 
 
-@pytest.mark.parametrize("url", ["unix:///tmp/redis.sock", "a:1"])
+@pytest.mark.parametrize("url", ["unix:///run/redis.sock", "a:1"])
 def test_url_of_no_cluster(url: str) -> None:
     """A URL that leads to no cluster is an error of ours."""
     with pytest.raises(ConfigurationError, match="redis-py does not take these options"):
