@@ -51,6 +51,10 @@ async def within_loop(work: Callable[[], Coroutine[Any, Any, T]]) -> T:
     """
     task = asyncio.current_task()
     assert task is not None
+    # Whatever begins once a loop closes its asynchronous generators is no part of what it closes. Loops other than
+    # asyncio's own do not tell; there it is as without this line.
+    if getattr(asyncio.get_running_loop(), "_asyncgens_shutdown_called", False):
+        raise asyncio.CancelledError
     guard = _until_loop_ends(task)
     await anext(guard)
     try:
