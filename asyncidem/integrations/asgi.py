@@ -241,10 +241,11 @@ class Capture:
             body = b"".join(part.get("body", b"") for part in (*self._body, message))
             # A response in parts that ends early was cut off by what stands between: it must not become the stored one.
             whole = not self._body or len(body) == _declared(start)
+        status, headers = start["status"], _headers(start)  # what is malformed fails here, while somebody settles it
         self._settled = True
         try:
             if whole:
-                await settle(self._op, self._rules, start["status"], _headers(start), body)
+                await settle(self._op, self._rules, status, headers, body)
             else:
                 await fail(self._op, UnansweredError())
         except LATE_REFUSALS as error:

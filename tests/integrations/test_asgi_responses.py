@@ -241,6 +241,19 @@ async def test_a_body_without_a_start_is_for_the_server_to_refuse() -> None:
     assert len(endpoint.calls) == 2
 
 
+async def test_a_start_that_is_malformed_leaves_no_key_taken() -> None:
+    """It fails like any fault of the application: the next request runs."""
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "headers": []})
+        await send({"type": "http.response.body", "body": b"x"})
+
+    endpoint = Endpoint(answer)
+    async with serving(guard(endpoint)) as address:
+        assert [(await post(address)).status_code for _ in range(2)] == [500, 500]
+    assert [call["attempt"] for call in endpoint.calls] == [1, 1]
+
+
 async def test_the_handler_may_listen_after_the_body() -> None:
     """It hears of a disconnect when there is one, and not before."""
     heard: list[str] = []

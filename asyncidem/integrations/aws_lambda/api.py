@@ -123,7 +123,14 @@ async def _guard(rules: Rules[Any], key: str, request: Request, fn: Handler, eve
         except LATE_REFUSALS as lost:
             return _refusal(rules, request, rules.problem(lost))
         raise
-    given = _read(request, result)
+    try:
+        given = _read(request, result)
+    except (
+        AttributeError,
+        TypeError,
+        ValueError,
+    ):  # headers that are a list, a lone surrogate: the gateway says 502, too
+        given = None
     try:
         if given is None:
             await fail(op, HTTPFailure(502))  # what the gateway answers

@@ -370,6 +370,9 @@ class TestEndings:
             {"statusCode": "abc"},
             {"statusCode": 200, "body": {"a": 1}},
             {"statusCode": 200, "body": "a", "isBase64Encoded": True},
+            {"statusCode": 200, "headers": ["x: 1"]},
+            {"statusCode": 200, "headers": {"x": "\ud800"}},
+            {"statusCode": 200, "multiValueHeaders": {"x": 1}},
         ],
     )
     async def test_what_is_no_answer_is_a_failure(self, answer: Any) -> None:
@@ -379,7 +382,7 @@ class TestEndings:
         api = API(answer, idem=idem)
         assert [await api(rest_event("k")) for _ in range(2)] == [answer, answer]
         assert api.calls == 2
-        assert all(isinstance(error, HTTPFailure) and error.status == 502 for error in errors)
+        assert [(type(error), error.status) for error in errors] == [(HTTPFailure, 502)] * 2
 
     async def test_a_result_that_is_no_json_is_a_failure(self) -> None:
         """The runtime client says so, and the key is free."""
